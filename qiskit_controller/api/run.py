@@ -1,0 +1,227 @@
+"""What the controller and a job's pod say to each other.
+
+Three messages, all JSON through :mod:`qiskit_controller.api.codec`:
+
+- :class:`Plan`, controller to pod: the ConfigMap ``qiskit-job-<name>-input``, made once and
+  never changed, so that every attempt runs what the first one ran. It also holds the code.
+- :class:`Progress`, executor to controller while it works: a key of the ConfigMap
+  ``qiskit-job-<name>-record``, which is all of the API that the pod's token can write,
+  beside an output ConfigMap.
+- :class:`Report`, executor to controller at the end: the container's termination message,
+  which needs no permission and arrives with the Pod.
+
+Between the pod's own stages there is a fourth, :class:`Outcome`: the untrusted stage writes
+it into the shared volume, and the executor treats it as hostile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Literal
+
+import attrs
+
+from qiskit_controller.api.codec import to_wire
+from qiskit_controller.api.fields import field
+from qiskit_controller.api.qiskitjob import CircuitMetrics, QiskitJobSpec
+
+# Where things are inside the pod.
+INPUT_DIR = PurePosixPath("/quantum/input")  # ConfigMap: plan.json and the code; all stages
+WORK_DIR = PurePosixPath("/quantum/work")  # emptyDir: circuit stage writes, executor reads
+TOKEN_DIR = PurePosixPath("/quantum/token")  # projected: token, ca.crt, namespace; executor only
+TERMINATION_LOG = PurePosixPath("/dev/termination-log")
+PLAN_FILE = "plan.json"
+CIRCUIT_FILE = "circuit.qpy"
+OUTCOME_FILE = "outcome.json"
+
+# Environment of the executor.
+ATTEMPT_ENV = "QUANTUM_ATTEMPT"
+
+# The kubelet cuts a termination message at this size.
+MAX_REPORT_BYTES = 4096
+
+
+class Retry(StrEnum):
+    """What a failure means for the next attempt."""
+
+    NEVER = "never"  # trying again would fail again, or cost again
+    COUNTED = "counted"  # may pass; uses up one of maxRetries
+    FREE = "free"  # not the job's doing; does not count
+
+
+class Reason(StrEnum):
+    """Why a job, or an attempt of it, did not succeed: the closed list.
+
+    The value is the ``reason`` of conditions and Events.
+    """
+
+    retry: Retry
+
+    def __new__(cls, value: str, retry: Retry) -> Reason:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.retry = retry
+        return member
+
+    # The object itself
+    INVALID_SPEC = "InvalidSpec", Retry.NEVER
+    UNSUPPORTED = "Unsupported", Retry.NEVER
+    NAME_CONFLICT = "NameConflict", Retry.NEVER
+    # The circuit
+    CIRCUIT_SYNTAX_ERROR = "CircuitSyntaxError", Retry.NEVER
+    CIRCUIT_IMPORT_ERROR = "CircuitImportError", Retry.NEVER
+    CIRCUIT_EXCEPTION = "CircuitException", Retry.NEVER
+    CIRCUIT_EXITED = "CircuitExited", Retry.NEVER
+    CIRCUIT_TIMEOUT = "CircuitTimeout", Retry.NEVER
+    CIRCUIT_OUT_OF_MEMORY = "CircuitOutOfMemory", Retry.NEVER
+    CIRCUIT_OUTPUT_TOO_LARGE = "CircuitOutputTooLarge", Retry.NEVER
+    CIRCUIT_TOO_LARGE = "CircuitTooLarge", Retry.NEVER
+    CIRCUIT_INVALID = "CircuitInvalid", Retry.NEVER
+    NO_CIRCUIT = "NoCircuit", Retry.NEVER
+    AMBIGUOUS_CIRCUIT = "AmbiguousCircuit", Retry.NEVER
+    NO_MEASUREMENT = "NoMeasurement", Retry.NEVER
+    UNBOUND_PARAMETERS = "UnboundParameters", Retry.NEVER
+    UNKNOWN_PARAMETERS = "UnknownParameters", Retry.NEVER
+    SOURCE_HASH_MISMATCH = "SourceHashMismatch", Retry.NEVER
+    # Running it
+    TRANSPILE_FAILED = "TranspileFailed", Retry.NEVER
+    BACKEND_REFUSED = "BackendRefused", Retry.NEVER
+    BACKEND_UNAVAILABLE = "BackendUnavailable", Retry.COUNTED
+    OUT_OF_MEMORY = "OutOfMemory", Retry.NEVER
+    TIMEOUT = "Timeout", Retry.NEVER
+    EXECUTOR_FAILED = "ExecutorFailed", Retry.COUNTED
+    # Storing what came back
+    OUTPUT_CONFLICT = "OutputConflict", Retry.NEVER
+    OUTPUT_TOO_LARGE = "OutputTooLarge", Retry.NEVER
+    OUTPUT_FAILED = "OutputFailed", Retry.COUNTED
+    # The pod
+    POD_LOST = "PodLost", Retry.FREE
+    EVICTED = "Evicted", Retry.FREE
+
+
+@attrs.frozen
+class JobIdentity:
+    """The QiskitJob that a pod works for."""
+
+    namespace: str = field("Its namespace.")
+    name: str = field("Its name.")
+    uid: str = field("Its UID, which a second object of the same name does not share.")
+
+
+@attrs.frozen
+class PlannedSource:
+    """The code, as it stands in the input folder."""
+
+    file: str = field("File name in the input folder; its ending tells the format.")
+    sha256: str = field("SHA-256 of the file.")
+
+
+@attrs.frozen
+class Limits:
+    """Bounds on the untrusted stage, set by the operator."""
+
+    circuit_seconds: float = field("Wall time of the user's code.", default=300.0)
+    printed_bytes: int = field("What the user's code may print.", default=1_000_000)
+    circuit_bytes: int = field("Size of the circuit in QPY form.", default=64_000_000)
+
+
+@attrs.frozen
+class Plan:
+    """All that a pod needs to know; the same for every attempt."""
+
+    job: JobIdentity = field("The QiskitJob.")
+    spec: QiskitJobSpec = field("Its spec when it started.")
+    source: PlannedSource = field("The code.")
+    record: str = field("Name of the ConfigMap that takes the progress.")
+    output_location: str = field("spec.output.location, or its default.")
+    limits: Limits = field("Bounds on the untrusted stage.", factory=Limits)
+
+
+@attrs.frozen
+class Outcome:
+    """What the untrusted stage says of itself: a hint, never a fact.
+
+    Without a reason, it says that a circuit was written.
+    """
+
+    reason: str | None = field("A value of Reason.", default=None)
+    message: str = field("For people.", default="")
+    printed: str = field("The end of what the user's code printed.", default="")
+
+
+Stage = Literal["Validated", "Executing"]
+
+
+@attrs.frozen
+class Progress:
+    """How far an attempt has come. Kept in the record under :func:`progress_key`."""
+
+    attempt: int = field("Which attempt.")
+    stage: Stage = field("The step that has been reached.")
+    circuit_metrics: CircuitMetrics = field("The validated circuit.")
+    backend: str | None = field("The backend that executes.", default=None)
+
+
+def progress_key(attempt: int) -> str:
+    """The record's key for an attempt; a late writer of an old one disturbs nobody."""
+    return f"progress-{attempt}"
+
+
+@attrs.frozen
+class StoredResult:
+    """What was written, and where."""
+
+    location: str = field("As status.resultsLocation shows it: configmap/<name>, s3://...")
+    size: int = field("Bytes.")
+    sha256: str = field("SHA-256 of the bytes.")
+
+
+@attrs.frozen
+class Report:
+    """The executor's last word on an attempt. Without a reason it succeeded."""
+
+    attempt: int = field("Which attempt.")
+    reason: Reason | None = field("Why it did not succeed.", default=None)
+    message: str = field("The verdict for people.", default="")
+    circuit_metrics: CircuitMetrics | None = field("The validated circuit.", default=None)
+    backend: str | None = field("The backend that executed.", default=None)
+    started: str | None = field("When executing began, RFC 3339 with microseconds.", default=None)
+    execution_time: float | None = field("Seconds of executing.", default=None)
+    shots: int | None = field("Shots that came back.", default=None)
+    counts: Mapping[str, int] = field(
+        "Shots by outcome, the most frequent first; as many as fit.", factory=dict
+    )
+    outcomes: int = field("Number of distinct outcomes.", default=0)
+    stored: StoredResult | None = field("What was written.", default=None)
+
+
+def encode_report(report: Report, limit: int = MAX_REPORT_BYTES) -> str:
+    """The report as JSON of at most `limit` bytes.
+
+    Counts beyond what fits are left out, the rarest first, then the end of the message.
+    ``outcomes`` still tells how many there were.
+    """
+    ranked = sorted(report.counts.items(), key=lambda item: (-item[1], item[0]))
+    report = attrs.evolve(report, counts=dict(ranked))
+    text = _dumps(report)
+    if len(text.encode()) <= limit:
+        return text
+    bare = len(_dumps(attrs.evolve(report, counts={})).encode())
+    room = limit - bare - len(',"counts":{}')
+    kept: dict[str, int] = {}
+    for outcome, shots in ranked:
+        room -= len(f'"{outcome}":{shots},'.encode())
+        if room < 0:
+            break
+        kept[outcome] = shots
+    report = attrs.evolve(report, counts=kept)
+    while len((text := _dumps(report)).encode()) > limit and report.message:
+        report = attrs.evolve(report, message=report.message[: len(report.message) * 3 // 4])
+    return text
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(to_wire(value), separators=(",", ":"), ensure_ascii=False)
