@@ -8,6 +8,7 @@ object written by a newer version can still be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -49,14 +50,21 @@ def _converter() -> cattrs.Converter:
 
     converter.register_structure_hook_factory(attrs.has, structure)
     converter.register_unstructure_hook_factory(attrs.has, unstructure)
-    converter.register_unstructure_hook(tuple, lambda value: [converter.unstructure(v) for v in value])
+    converter.register_unstructure_hook(
+        tuple, lambda value: [converter.unstructure(v) for v in value]
+    )
     # JSON has one kind of number and no silent conversions: "5" is not an integer here.
     converter.register_structure_hook(int, _integer)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(str, _string)
     converter.register_structure_hook(bool, _boolean)
     converter.register_structure_hook(str | int | None, lambda value, _: value)
+    converter.register_structure_hook_func(_is_enum, lambda value, cls: cls(value))
     return converter
+
+
+def _is_enum(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Enum)
 
 
 def _integer(value: Any, _: Any) -> int:

@@ -390,17 +390,13 @@ class QiskitJobSpec:
     execution: ExecutionSpec = field(
         "Execution parameters for the quantum circuit.", factory=ExecutionSpec
     )
-    session: SessionSpec | None = field(
-        "IBM Quantum Runtime session configuration.", default=None
-    )
+    session: SessionSpec | None = field("IBM Quantum Runtime session configuration.", default=None)
     resources: ResourceRequirements | None = field(
         "Pod resource requirements for job execution.", default=None
     )
     budget: BudgetSpec | None = field("Budget constraints and cost management.", default=None)
     output: OutputSpec = field("Result storage configuration.", factory=OutputSpec)
-    credentials: CredentialsSpec | None = field(
-        "Backend authentication credentials.", default=None
-    )
+    credentials: CredentialsSpec | None = field("Backend authentication credentials.", default=None)
     backend_selection: BackendSelectionSpec | None = field(
         "Smart backend selection preferences.", default=None
     )
@@ -474,9 +470,7 @@ class ResultsStatus:
     counts_truncated: bool = field(
         "Whether counts holds only the most frequent outcomes.", default=False
     )
-    outcomes: int | None = field(
-        "Number of distinct outcomes.", default=None, format="int64"
-    )
+    outcomes: int | None = field("Number of distinct outcomes.", default=None, format="int64")
     execution_time: float | None = field("Seconds of executing.", default=None)
     queue_time: float | None = field(
         "Seconds from the start of the job until it executed.", default=None
@@ -526,9 +520,7 @@ class QiskitJob:
     """QiskitJob is a quantum circuit execution job on Kubernetes."""
 
     spec: QiskitJobSpec = field("What to run, where and how.")
-    status: QiskitJobStatus = field(
-        "What the controller observed.", factory=QiskitJobStatus
-    )
+    status: QiskitJobStatus = field("What the controller observed.", factory=QiskitJobStatus)
 
     RULES = (
         # Once it runs, a job is what it was. Kueue's Workload guards its podSets the same way.

@@ -70,8 +70,10 @@ def _type_schema(annotation: Any) -> Schema:
         if len(members) == 1:
             return _type_schema(members[0])
         if set(members) == {str, int}:
-            return {"anyOf": [{"type": "integer"}, {"type": "string"}],
-                    "x-kubernetes-int-or-string": True}
+            return {
+                "anyOf": [{"type": "integer"}, {"type": "string"}],
+                "x-kubernetes-int-or-string": True,
+            }
     if origin is Literal:
         return {"type": "string", "enum": list(arguments)}
     if origin is tuple and arguments[1:] == (...,):
