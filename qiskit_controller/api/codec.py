@@ -8,7 +8,7 @@ object written by a newer version can still be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -59,12 +59,8 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(str, _string)
     converter.register_structure_hook(bool, _boolean)
     converter.register_structure_hook(str | int | None, lambda value, _: value)
-    converter.register_structure_hook_func(_is_enum, lambda value, cls: cls(value))
+    converter.register_structure_hook(StrEnum, lambda value, cls: cls(value))
     return converter
-
-
-def _is_enum(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, Enum)
 
 
 def _integer(value: Any, _: Any) -> int:
