@@ -1,0 +1,128 @@
+"""Backend drivers: one package for each ``spec.backend.type``, open to third parties.
+
+A driver has two halves, because two programs use it. The controller half says what a job of
+this type needs and never imports an SDK; the runner half talks to the SDK, inside the pod.
+They are found by two entry point groups, so that a third party's package adds a backend type
+by being installed next to ours::
+
+    [project.entry-points."qiskit_controller.drivers"]
+    my_cloud = "my_package.controller:DRIVER"
+
+    [project.entry-points."qiskit_controller.runner_drivers"]
+    my_cloud = "my_package.runner:DRIVER"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import attrs
+
+from qiskit_controller.api.qiskitjob import QiskitJobSpec
+from qiskit_controller.api.run import Plan, Reason
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+CONTROLLER_GROUP = "qiskit_controller.drivers"
+RUNNER_GROUP = "qiskit_controller.runner_drivers"
+
+
+class ControllerDriver(Protocol):
+    """What the controller needs to know about a backend type."""
+
+    def problems(self, spec: QiskitJobSpec) -> Sequence[str]:
+        """What is wrong with the spec for this type, each as ``spec.<field>: <what to do>``."""
+
+    def backend_name(self, spec: QiskitJobSpec) -> str:
+        """The backend that the job runs on, as ``status.backend`` shows it."""
+
+
+@attrs.frozen(kw_only=True)
+class RunResult:
+    """What a backend gave back.
+
+    Attributes:
+        counts: shots by outcome; bit strings as Qiskit writes them, the highest classical
+            bit first, one space between registers.
+        memory: the outcome of each shot in order, only when ``output.memory`` asks for it.
+        backend: the name of what executed.
+        started: when executing began, with a time zone.
+        execution_time: seconds of executing.
+        circuit: the circuit that was executed, after transpilation.
+        seed: the seed that was used, where there was one.
+    """
+
+    counts: Mapping[str, int]
+    backend: str
+    started: datetime
+    execution_time: float
+    circuit: QuantumCircuit
+    memory: Sequence[str] | None = None
+    seed: int | None = None
+
+
+class RunFailed(Exception):
+    """The backend did not give a result; `reason` tells whether another attempt may help."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class RunnerDriver(Protocol):
+    """How the executor runs a circuit on a backend type."""
+
+    def run(
+        self,
+        circuit: QuantumCircuit,
+        plan: Plan,
+        *,
+        attempt: int,
+        executing: Callable[[str], None],
+    ) -> RunResult:
+        """Transpile, submit, wait.
+
+        Args:
+            circuit: validated: it has measurements and no unbound parameter.
+            plan: what was asked for.
+            attempt: which attempt this is, from 1.
+            executing: to be called once, with the backend's name, when executing begins.
+
+        Raises:
+            RunFailed: there is no result, and why.
+        """
+
+
+class NoDriver(LookupError):
+    """No driver for a backend type is installed; the message names those that are."""
+
+
+def controller_driver(backend_type: str) -> ControllerDriver:
+    """The controller half for a backend type.
+
+    Raises:
+        NoDriver: none is installed.
+    """
+    return cast(ControllerDriver, _load(CONTROLLER_GROUP, backend_type))
+
+
+def runner_driver(backend_type: str) -> RunnerDriver:
+    """The runner half for a backend type.
+
+    Raises:
+        NoDriver: none is installed.
+    """
+    return cast(RunnerDriver, _load(RUNNER_GROUP, backend_type))
+
+
+def _load(group: str, backend_type: str) -> Any:
+    found = {each.name: each for each in entry_points(group=group)}
+    if backend_type not in found:
+        installed = ", ".join(sorted(found)) or "none"
+        raise NoDriver(f"no driver for {backend_type!r} is installed; installed are: {installed}")
+    return found[backend_type].load()
