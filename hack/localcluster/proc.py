@@ -114,9 +114,7 @@ def succeeds(command: Sequence[str | Path]) -> bool:
         return False
 
 
-def _sentence(
-    what: str, reason: str, hint: str, log: Path | None = None, output: str = ""
-) -> str:
+def _sentence(what: str, reason: str, hint: str, log: Path | None = None, output: str = "") -> str:
     parts = [f"could not {what}: {reason}"]
     if output.strip():
         parts.append(tail(output))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -39,6 +40,9 @@ class ControllerDriver(Protocol):
 
     def backend_name(self, spec: QiskitJobSpec) -> str:
         """The backend that the job runs on, as ``status.backend`` shows it."""
+
+    def cost(self, spec: QiskitJobSpec) -> Decimal:
+        """What one run costs, in US dollars."""
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from qiskit_controller.api.qiskitjob import QiskitJobSpec
 from qiskit_controller.drivers import ControllerDriver
@@ -40,6 +41,10 @@ class LocalSimulator:
     def backend_name(self, spec: QiskitJobSpec) -> str:
         """Aer's own name for it."""
         return spec.backend.name or DEFAULT_BACKEND
+
+    def cost(self, spec: QiskitJobSpec) -> Decimal:
+        """Nothing beyond the cluster's own time."""
+        return Decimal(0)
 
 
 DRIVER: ControllerDriver = LocalSimulator()

@@ -1,0 +1,88 @@
+"""The controller's command line: ``qiskit-controller``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import structlog
+
+from qiskit_controller.api.run import Limits
+from qiskit_controller.kube.errors import ApiError
+from qiskit_controller.kube.leaderelection import LeadershipLost
+from qiskit_controller.manager import NAME, Options, serve
+from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; every option can also be given by an environment variable."""
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Runs QiskitJobs on Kubernetes.",
+        epilog="Each option may also be given in the environment, as QISKIT_ and its name in "
+        "capitals (QISKIT_RUNNER_IMAGE).",
+    )
+
+    def option(name: str, default: object, doc: str, type_: type = str) -> None:
+        variable = "QISKIT_" + name.upper().replace("-", "_")
+        parser.add_argument(
+            f"--{name}", default=os.environ.get(variable, default), help=doc, type=type_
+        )
+
+    option("kubeconfig", None, "kubeconfig file; by default the pod's own account")
+    option("namespace", _own_namespace(), "namespace of the leader election lease")
+    option("runner-image", "qiskit-runner:latest", "image of the jobs' pods")
+    option("runner-pull-policy", "IfNotPresent", "imagePullPolicy of the jobs' pods")
+    option("circuit-timeout", 300.0, "seconds that a circuit's own code may take", float)
+    option("workers", 8, "reconciles at a time", int)
+    option("health-port", 8081, "port of /healthz and /readyz", int)
+    option("metrics-port", 8080, "port of /metrics", int)
+    option("lease-duration", 15.0, "seconds after which a silent leader is replaced", float)
+    option("renew-deadline", 10.0, "seconds after which a leader that cannot renew stops", float)
+    option("retry-period", 2.0, "seconds between two tries for the lease", float)
+    option("log-level", "INFO", "DEBUG, INFO, WARNING or ERROR")
+    option("log-format", None, "json or console; by default console on a terminal")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run one replica; the exit code is 0 only when it was told to stop."""
+    given = parse()
+    logs.configure(given.log_level, given.log_format)
+    options = Options(
+        namespace=given.namespace,
+        kubeconfig=given.kubeconfig,
+        workers=given.workers,
+        health_port=given.health_port,
+        metrics_port=given.metrics_port,
+        lease_duration=given.lease_duration,
+        renew_deadline=given.renew_deadline,
+        retry_period=given.retry_period,
+        settings=Settings(
+            runner_image=given.runner_image,
+            pull_policy=given.runner_pull_policy,
+            bounds=Limits(circuit_seconds=given.circuit_timeout),
+        ),
+    )
+    try:
+        asyncio.run(serve(options))
+    except (LeadershipLost, ApiError, TimeoutError, FileNotFoundError) as error:
+        log.critical("ended", error=f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _own_namespace() -> str:
+    return _POD_NAMESPACE.read_text().strip() if _POD_NAMESPACE.exists() else "default"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The runner half of ``local_simulator``: Qiskit Aer in this process."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qiskit_controller.api.run import Plan, Reason
+from qiskit_controller.drivers import RunFailed, RunnerDriver, RunResult
+from qiskit_controller.drivers.local_simulator.controller import DEFAULT_BACKEND, method_of
+from qiskit_controller.runner.pod import Cgroup
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+# Seeds are 31 bits, as spec.execution.seedSimulator is.
+_SEEDS = 2**31
+# Of the container's memory beside this process's own, for results and Aer's bookkeeping.
+_SPARE = 0.1
+
+
+class LocalSimulator:
+    """See :class:`qiskit_controller.drivers.RunnerDriver`."""
+
+    def run(
+        self,
+        circuit: QuantumCircuit,
+        plan: Plan,
+        *,
+        attempt: int,
+        executing: Callable[[str], None],
+    ) -> RunResult:
+        """Transpile and simulate. Every run has a seed, so that every result can be repeated."""
+        name = plan.spec.backend.name or DEFAULT_BACKEND
+        seed = plan.spec.execution.seed_simulator
+        if seed is None:
+            seed = secrets.randbelow(_SEEDS)
+        simulator = _simulator(name, _qubits(circuit, plan))
+        transpiled = _transpile(circuit, simulator, plan, seed)
+        executing(name)
+        started = datetime.now(UTC)
+        begun = time.perf_counter()
+        result = simulator.run(
+            transpiled,
+            shots=plan.spec.execution.shots,
+            seed_simulator=seed,
+            memory=plan.spec.output.memory,
+        ).result()
+        execution_time = time.perf_counter() - begun
+        if not result.success:
+            raise _refused(result, circuit)
+        return RunResult(
+            counts=_counts(result),
+            memory=result.get_memory(0) if plan.spec.output.memory else None,
+            backend=name,
+            started=started,
+            execution_time=execution_time,
+            circuit=transpiled,
+            seed=seed,
+        )
+
+
+def _qubits(circuit: QuantumCircuit, plan: Plan) -> int:
+    """How wide the simulated device is: as wide as it has to be.
+
+    Aer's own choice depends on the memory of the node, and keeps a stabilizer circuit of 50
+    qubits, which needs next to none, from being run.
+
+    Raises:
+        RunFailed: BackendRefused, for a layout that is not one.
+    """
+    layout = plan.spec.execution.initial_layout
+    if layout is None:
+        return int(circuit.num_qubits)
+    field = "spec.execution.initialLayout"
+    if len(layout) != circuit.num_qubits:
+        raise RunFailed(
+            Reason.BACKEND_REFUSED,
+            f"{field}: it has {len(layout)} entries for a circuit of {circuit.num_qubits} qubits; "
+            "give one physical qubit for each",
+        )
+    if len(set(layout)) != len(layout) or min(layout, default=0) < 0:
+        raise RunFailed(
+            Reason.BACKEND_REFUSED,
+            f"{field}: physical qubits must be different from each other and not negative",
+        )
+    # Idle qubits between the used ones are not simulated.
+    return max(int(circuit.num_qubits), max(layout, default=0) + 1)
+
+
+def _simulator(name: str, qubits: int) -> Any:
+    from qiskit_aer import AerSimulator
+
+    method = method_of(name)
+    if method is None:
+        raise RunFailed(
+            Reason.BACKEND_REFUSED, f"spec.backend.name: {name!r} is not a local simulator"
+        )
+    cgroup = Cgroup()
+    options: dict[str, Any] = {"max_parallel_threads": cgroup.cpus()}
+    limit = cgroup.memory_limit()
+    if limit is not None:
+        # Aer would take the node's memory for its own.
+        free = (limit - _resident_bytes()) * (1 - _SPARE)
+        options["max_memory_mb"] = max(1, int(free) >> 20)
+    return AerSimulator(method=method, n_qubits=qubits, **options)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _transpile(circuit: QuantumCircuit, simulator: Any, plan: Plan, seed: int) -> QuantumCircuit:
+    from qiskit.transpiler import generate_preset_pass_manager
+
+    execution = plan.spec.execution
+    layout = execution.initial_layout
+    try:
+        return generate_preset_pass_manager(
+            optimization_level=execution.optimization_level,
+            backend=simulator,
+            initial_layout=None if layout is None else list(layout),
+            seed_transpiler=seed,
+        ).run(circuit)
+    except MemoryError:
+        raise
+    # Passes raise what they like, and the circuit is all that differs from a run that works.
+    except Exception as error:
+        raise RunFailed(
+            Reason.TRANSPILE_FAILED,
+            f"the circuit cannot be transpiled for Aer: {type(error).__name__}: {error}",
+        ) from error
+
+
+def _counts(result: Any) -> dict[str, int]:
+    return {str(outcome): int(shots) for outcome, shots in result.get_counts(0).items()}
+
+
+def _refused(result: Any, circuit: QuantumCircuit) -> RunFailed:
+    """Aer's reasons are all about the circuit and the method: permanent."""
+    said = "; ".join(str(each.status) for each in result.results) or str(result.status)
+    said = re.sub(r"^ERROR: *|\[Experiment \d+\] ", "", said).strip()
+    memory = re.search(r"Required memory: (\d+)M, max memory: (\d+)M", said)
+    if memory:
+        needed, available = int(memory[1]), int(memory[2])
+        return RunFailed(
+            Reason.BACKEND_REFUSED,
+            f"simulating {circuit.num_qubits} qubits takes {_size(needed)} of memory and "
+            f"{_size(available)} are free; raise spec.resources.limits.memory, or choose "
+            "another method with spec.backend.name, such as aer_simulator_matrix_product_state",
+        )
+    return RunFailed(Reason.BACKEND_REFUSED, f"Aer: {said}")
+
+
+def _size(mebibytes: int) -> str:
+    # Aer counts in 64 bits and says this where they do not suffice.
+    if mebibytes >= 2**43:
+        return "more than 2^63 bytes"
+    return f"{mebibytes} MiB" if mebibytes < 10_240 else f"{mebibytes / 1024:.0f} GiB"
+
+
+DRIVER: RunnerDriver = LocalSimulator()

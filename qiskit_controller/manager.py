@@ -1,0 +1,195 @@
+"""Wiring: configuration, client, caches, queue, reconcilers, leader election, endpoints.
+
+Every replica runs the informers and answers probes, so that the next leader starts with
+warm caches; only the leader takes keys from the queue. A replica that loses the lease stops
+its workers and ends with an error, to be started afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+
+import attrs
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from qiskit_controller.kube.client import Client
+from qiskit_controller.kube.controller import Controller
+from qiskit_controller.kube.events import EventRecorder
+from qiskit_controller.kube.health import HealthServer
+from qiskit_controller.kube.leaderelection import LeaderElector
+from qiskit_controller.kube.queue import WorkQueue
+from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.reconcilers.qiskitjob.reconciler import Caches, QiskitJobReconciler
+from qiskit_controller.telemetry import metrics
+
+log = structlog.get_logger(__name__)
+
+NAME = "qiskit-controller"
+# A reconcile is a few requests of at most 30 s each; one that lasts longer hangs.
+_STUCK_SECONDS = 300.0
+# What is under way when the process is told to stop may finish first.
+_DRAIN_SECONDS = 3.0
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """How this process is set up; times in seconds.
+
+    Attributes:
+        namespace: where the lease is.
+        settings: for the pods of jobs.
+        workers: reconciles at a time.
+        health_port, metrics_port: 0 takes any free port.
+        host: the address to listen on; None for all.
+    """
+
+    namespace: str
+    settings: Settings
+    kubeconfig: str | None = None
+    workers: int = 8
+    host: str | None = None
+    health_port: int = 8081
+    metrics_port: int = 8080
+    lease_duration: float = 15.0
+    renew_deadline: float = 10.0
+    retry_period: float = 2.0
+    sync_timeout: float = 60.0
+
+
+class Manager:
+    """One replica of the controller."""
+
+    def __init__(self, options: Options, client: Client, registry: CollectorRegistry) -> None:
+        self._options = options
+        identity = f"{socket.gethostname()}_{os.getpid()}_{os.urandom(4).hex()}"
+        self._caches = Caches.create(client)
+        queue_metrics = metrics.QueueMetrics(registry, "qiskitjob")
+        self._queue: WorkQueue[str] = WorkQueue(metrics=queue_metrics)
+        queue_metrics.watch(self._queue.unfinished_seconds, self._queue.longest_running_seconds)
+        self._events = EventRecorder(client, NAME, identity)
+        self._caches.feed(self._queue)
+        job_metrics = metrics.JobMetrics(registry)
+        registry.register(metrics.JobsByPhase(self._caches.jobs.list))
+        reconciler = QiskitJobReconciler(
+            client=client,
+            caches=self._caches,
+            events=self._events,
+            settings=options.settings,
+            on_transition=job_metrics.transition,
+        )
+        self._controller = Controller(
+            "qiskitjob",
+            self._queue,
+            reconciler.reconcile,
+            options.workers,
+            metrics=metrics.ReconcileMetrics(registry, "qiskitjob"),
+        )
+        self._elector = LeaderElector(
+            client,
+            options.namespace,
+            NAME,
+            identity,
+            options.lease_duration,
+            options.renew_deadline,
+            options.retry_period,
+            metrics=metrics.LeaderMetrics(registry, NAME),
+        )
+        self.health = HealthServer(host=options.host, port=options.health_port)
+        self.health.add_readiness("informers", self._informers_synced)
+        self.health.add_liveness("workers", self._workers_alive)
+        self.metrics = HealthServer(host=options.host, port=options.metrics_port)
+        self.metrics.add_get("/metrics", _Exposition(registry).handle)
+
+    async def run(self, stop: Awaitable[object]) -> None:
+        """Serve until `stop` is done.
+
+        Raises:
+            LeadershipLost: the lease could not be renewed; the workers have stopped.
+            TimeoutError: the caches could not be filled.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.health)
+            await stack.enter_async_context(self.metrics)
+            stack.push_async_callback(self._events.aclose)
+            work = asyncio.create_task(self._serve(), name="manager")
+            stopping = asyncio.ensure_future(stop)
+            try:
+                await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    work.result()
+                log.info("stopping")
+            finally:
+                stopping.cancel()
+                work.cancel()
+                await asyncio.wait({work})
+
+    async def _serve(self) -> None:
+        informers = [
+            asyncio.create_task(each.run(), name=f"informer-{each.resource.plural}")
+            for each in self._caches.all()
+        ]
+        try:
+            for informer in self._caches.all():
+                await informer.wait_synced(self._options.sync_timeout)
+            log.info("caches synced", jobs=len(self._caches.jobs))
+            await self._elector.run(self._lead)
+        finally:
+            for task in informers:
+                task.cancel()
+            await asyncio.wait(informers)
+
+    async def _lead(self) -> None:
+        workers = asyncio.create_task(self._controller.run(), name="workers")
+        try:
+            await asyncio.shield(workers)
+        except asyncio.CancelledError:
+            # Between two writes is a fine place to stop, but the end of a reconcile is a
+            # better one, and near.
+            await self._queue.shut_down_with_drain(_DRAIN_SECONDS)
+            raise
+        finally:
+            workers.cancel()
+            await asyncio.wait({workers})
+
+    def _informers_synced(self) -> str | None:
+        waiting = [each.resource.plural for each in self._caches.all() if not each.has_synced]
+        return f"not synced: {', '.join(waiting)}" if waiting else None
+
+    def _workers_alive(self) -> str | None:
+        longest = self._queue.longest_running_seconds()
+        return f"a reconcile runs for {longest:.0f} s" if longest > _STUCK_SECONDS else None
+
+
+class _Exposition:
+    """Answers GET /metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def handle(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+async def serve(options: Options) -> None:
+    """Run one replica until SIGTERM or SIGINT; see :meth:`Manager.run`."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    request_metrics = metrics.RequestMetrics(registry)
+    async with await Client.connect(
+        options.kubeconfig, user_agent=NAME, metrics=request_metrics
+    ) as client:
+        await Manager(options, client, registry).run(stop.wait())

@@ -1,0 +1,657 @@
+"""What should be, from what is: the state machine of a QiskitJob as a pure function.
+
+:func:`decide` looks at one :class:`~.observed.Observed` and returns what to write. It moves a
+job by at most one phase at a time and asks to be called again, so that every phase that the
+reference names is seen by who watches, however fast the pod was::
+
+    Pending -> Validating -> Scheduling -> Running -> Completed
+       |            |            |            |
+       +------------+------------+------------+--> Failed, Cancelled, or back to Pending
+                                                   for the next attempt
+
+Pending lasts until the circuit's own code begins to run, so it includes waiting for a
+ConfigMap, a node or an image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+import attrs
+
+from qiskit_controller.api import names
+from qiskit_controller.api.conditions import Condition, find, upsert
+from qiskit_controller.api.qiskitjob import (
+    FINISHED,
+    AttemptStatus,
+    QiskitJobStatus,
+    ResultsStatus,
+    SourceStatus,
+)
+from qiskit_controller.api.quantities import (
+    format_duration,
+    format_time,
+    parse_duration,
+    parse_time,
+)
+from qiskit_controller.api.run import Limits, Reason, Report, Retry
+from qiskit_controller.reconcilers.qiskitjob.observed import (
+    Observed,
+    PodView,
+    Run,
+    Source,
+    SourceMissing,
+    Terminated,
+)
+
+# How long a missing source or a pod that does not start is left before it is looked at again;
+# what is being waited for normally wakes the job up earlier.
+RECHECK = timedelta(seconds=30)
+# A pod that nothing is known about this long after its Job was made is looked into.
+POD_PATIENCE = timedelta(seconds=5)
+# Above what the untrusted stage enforces itself, for code that got the better of it.
+CIRCUIT_GRACE = timedelta(seconds=60)
+# Like the Job controller's own: 10 s, doubled for each failure, six minutes at most.
+RETRY_BASE = timedelta(seconds=10)
+RETRY_CAP = timedelta(minutes=6)
+
+
+@attrs.frozen
+class AddFinalizer:
+    """Make sure that deletion waits for us."""
+
+
+@attrs.frozen
+class RemoveFinalizer:
+    """Let the object go."""
+
+
+@attrs.frozen
+class Start:
+    """Pin the spec and the code, then run the first attempt."""
+
+    source: Source
+
+
+@attrs.frozen
+class StartAttempt:
+    """Run another attempt of what was pinned."""
+
+    number: int
+
+
+@attrs.frozen
+class StopRuns:
+    """Delete the Kubernetes Jobs and their pods."""
+
+    job_names: tuple[str, ...]
+
+
+@attrs.frozen
+class CleanUp:
+    """Delete what only a running pod needs: the record and its permissions."""
+
+    output_unused: bool  # also the output ConfigMap, which nothing was written to
+
+
+@attrs.frozen
+class DeleteJob:
+    """Delete the QiskitJob itself: its time to live is over."""
+
+
+Action = AddFinalizer | RemoveFinalizer | Start | StartAttempt | StopRuns | CleanUp | DeleteJob
+
+
+@attrs.frozen
+class EventNote:
+    """An Event about the QiskitJob."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@attrs.frozen
+class Decision:
+    """What to write, in this order: the actions, the status, the Events.
+
+    Attributes:
+        status: the whole new status; equal to the old one when there is nothing to write.
+        requeue_after: look again after this long, even if nothing happens.
+    """
+
+    status: QiskitJobStatus
+    actions: tuple[Action, ...] = ()
+    events: tuple[EventNote, ...] = ()
+    requeue_after: timedelta | None = None
+
+
+def decide(seen: Observed, limits: Limits) -> Decision:
+    """The next step for a QiskitJob.
+
+    Args:
+        seen: what is.
+        limits: the operator's bounds on the untrusted stage.
+    """
+    status = attrs.evolve(seen.status, observed_generation=seen.generation)
+    seen = attrs.evolve(seen, status=status)
+    if seen.deleting:
+        return _delete(seen)
+    if status.phase in FINISHED:
+        return _finished(seen)
+    if status.phase is None:
+        return _accept(seen)
+    if seen.spec is not None and seen.spec.cancel:
+        return _cancel(seen)
+    if not status.attempts:
+        return _start(seen)
+    return _watch(seen, limits)
+
+
+def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
+    """Fail the job, because an action was refused for good."""
+    return _fail(seen, reason, message, validated=False)
+
+
+def blocked(seen: Observed, reason: str, message: str) -> Decision:
+    """Keep the job where it is, because the API server does not let us go on for now."""
+    status = _with_condition(seen, "PodStarted", "False", reason, message)
+    status = attrs.evolve(status, message=f"{reason}: {message}")
+    note = EventNote("Warning", reason, message)
+    return Decision(status, events=_if_new(seen, "PodStarted", note), requeue_after=RECHECK)
+
+
+# --- beginning ------------------------------------------------------------------------------
+
+
+def _accept(seen: Observed) -> Decision:
+    status = attrs.evolve(
+        seen.status,
+        phase="Pending",
+        start_time=format_time(seen.now),
+        message="Accepted; waiting for validation",
+    )
+    return Decision(status, (AddFinalizer(),), requeue_after=timedelta(0))
+
+
+def _start(seen: Observed) -> Decision:
+    if seen.problems or seen.spec is None:
+        return _fail(seen, Reason.INVALID_SPEC, "; ".join(seen.problems), validated=False)
+    if seen.unsupported:
+        return _fail(seen, Reason.UNSUPPORTED, seen.unsupported, validated=False)
+    if not seen.finalized:
+        return Decision(seen.status, (AddFinalizer(),), requeue_after=timedelta(0))
+    if seen.source is None:
+        return Decision(seen.status, requeue_after=RECHECK)
+    if isinstance(seen.source, SourceMissing):
+        status = _with_condition(
+            seen, "Validated", "False", seen.source.reason, seen.source.message
+        )
+        status = attrs.evolve(status, message=seen.source.message)
+        note = EventNote("Warning", seen.source.reason, seen.source.message)
+        return Decision(status, events=_if_new(seen, "Validated", note), requeue_after=RECHECK)
+    digest = seen.source.sha256
+    wanted = seen.spec.circuit.sha256
+    if wanted and wanted != digest:
+        return _fail(
+            seen,
+            Reason.SOURCE_HASH_MISMATCH,
+            f"spec.circuit.sha256 is {wanted}, but the code has {digest}",
+            validated=False,
+        )
+    job_name = names.job_name(seen.name, 1)
+    status = _with_condition(
+        seen, "Validated", "Unknown", "Validating", "The circuit has not been validated yet"
+    )
+    status = attrs.evolve(
+        status,
+        message="Waiting for the pod to start",
+        source=SourceStatus(sha256=digest),
+        attempts=(AttemptStatus(number=1, job_name=job_name, start_time=format_time(seen.now)),),
+    )
+    note = EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")
+    return Decision(status, (Start(seen.source),), (note,), requeue_after=POD_PATIENCE)
+
+
+# --- while it runs --------------------------------------------------------------------------
+
+
+def _watch(seen: Observed, limits: Limits) -> Decision:
+    current = seen.status.attempts[-1]
+    if current.completion_time is not None:
+        return _between_attempts(seen, current)
+    run = seen.runs.get(current.number)
+    if run is None:
+        # Not in the cache yet, or deleted by someone: creating it answers both.
+        return Decision(seen.status, (StartAttempt(current.number),), requeue_after=POD_PATIENCE)
+    seen = _note_pod(seen, run)
+    pod = run.pod
+    verdict = _failure(seen, run, limits)
+    if verdict is not None:
+        return _attempt_failed(seen, current, run, *verdict)
+    advance = _ADVANCES.get(seen.status.phase or "Pending")
+    decision = advance(seen, pod) if advance is not None and pod is not None else None
+    if decision is None:
+        decision = _wait(seen, run, limits)
+    return _with_spec_note(seen, decision)
+
+
+def _validating(seen: Observed, pod: PodView) -> Decision | None:
+    if not (pod.circuit_started or seen.progress or pod.report):
+        return None
+    status = _with_condition(seen, "PodStarted", "True", "Started", f"Pod {pod.name} has started")
+    status = attrs.evolve(status, phase="Validating", message="Validating the circuit")
+    note = EventNote("Normal", "Validating", f"Validating the circuit in pod {pod.name}")
+    return Decision(status, events=(note,), requeue_after=timedelta(0))
+
+
+def _scheduling(seen: Observed, pod: PodView) -> Decision | None:
+    metrics = (
+        seen.progress.circuit_metrics
+        if seen.progress
+        else pod.report.circuit_metrics
+        if pod.report
+        else None
+    )
+    if metrics is None:
+        return None
+    selected = f"Selected {seen.backend} as requested by spec.backend"
+    status = _with_condition(
+        seen, "Validated", "True", "CircuitValid", "Circuit validation successful"
+    )
+    status = _put(seen, status, "BackendSelected", "True", "RequestedBackend", selected)
+    status = attrs.evolve(
+        status,
+        phase="Scheduling",
+        circuit_metrics=metrics,
+        backend=seen.backend,
+        message=f"Waiting for {seen.backend} to execute",
+    )
+    valid = (
+        f"Circuit validation successful: {metrics.qubits} qubits, depth {metrics.depth}, "
+        f"{metrics.gates} operations"
+    )
+    notes = (
+        EventNote("Normal", "CircuitValid", valid),
+        EventNote("Normal", "BackendSelected", selected),
+    )
+    return Decision(status, events=notes, requeue_after=timedelta(0))
+
+
+def _running(seen: Observed, pod: PodView) -> Decision | None:
+    executing = seen.progress is not None and seen.progress.stage == "Executing"
+    if not executing and not (pod.report and pod.report.started):
+        return None
+    backend = (seen.progress.backend if seen.progress else None) or seen.backend
+    status = attrs.evolve(
+        seen.status,
+        phase="Running",
+        backend=backend,
+        running_time=format_time(seen.now),
+        message=f"Executing on {backend}",
+    )
+    note = EventNote("Normal", "Running", f"Executing on {backend}")
+    return Decision(status, events=(note,), requeue_after=timedelta(0))
+
+
+def _completed(seen: Observed, pod: PodView) -> Decision | None:
+    report = pod.report
+    if report is None or report.reason is not None:
+        return None
+    results = _results(seen, report)
+    location = report.stored.location if report.stored else None
+    message = (
+        f"{report.shots} shots on {report.backend} in {_seconds(report.execution_time)}; "
+        f"results in {location}"
+    )
+    status = _with_condition(seen, "Complete", "True", "Completed", message)
+    status = _put(seen, status, "Failed", "False", "Completed", "")
+    status = attrs.evolve(
+        status,
+        phase="Completed",
+        message=message,
+        completion_time=format_time(seen.now),
+        backend=report.backend or status.backend,
+        cost=seen.cost,
+        results=results,
+        results_location=location,
+        circuit_metrics=report.circuit_metrics or status.circuit_metrics,
+        attempts=_close(seen, ended=_ended(pod, seen.now)),
+    )
+    note = EventNote("Normal", "Completed", message)
+    return Decision(status, (CleanUp(output_unused=False),), (note,))
+
+
+_ADVANCES: dict[str, Callable[[Observed, PodView], Decision | None]] = {
+    "Pending": _validating,
+    "Validating": _scheduling,
+    "Scheduling": _running,
+    "Running": _completed,
+}
+
+
+def _results(seen: Observed, report: Report) -> ResultsStatus:
+    execution = report.execution_time or 0.0
+    queue = 0.0
+    if report.started and seen.status.start_time:
+        waited = parse_time(report.started) - parse_time(seen.status.start_time)
+        queue = max(0.0, waited.total_seconds())
+    return ResultsStatus(
+        counts=dict(report.counts),
+        counts_truncated=len(report.counts) < report.outcomes,
+        outcomes=report.outcomes,
+        execution_time=round(execution, 6),
+        queue_time=round(queue, 3),
+        total_time=round(queue + execution, 3),
+        sha256=report.stored.sha256 if report.stored else None,
+        size=report.stored.size if report.stored else None,
+    )
+
+
+def _wait(seen: Observed, run: Run, limits: Limits) -> Decision:
+    """Nothing has happened; look again when the next deadline is due."""
+    due = [RECHECK]
+    if seen.status.phase == "Running" and seen.spec and seen.status.running_time:
+        end = parse_time(seen.status.running_time) + parse_duration(seen.spec.execution.timeout)
+        due.append(end - seen.now)
+    if seen.status.phase == "Validating" and run.pod and run.pod.circuit_started:
+        end = run.pod.circuit_started + timedelta(seconds=limits.circuit_seconds) + CIRCUIT_GRACE
+        due.append(end - seen.now)
+    return Decision(seen.status, requeue_after=max(min(due), timedelta(0)))
+
+
+def _note_pod(seen: Observed, run: Run) -> Observed:
+    """`seen` with what the pod tells of itself in the status."""
+    status = seen.status
+    if run.pod is not None:
+        status = attrs.evolve(status, executor_pod_name=run.pod.name)
+    problem = run.pod.problem if run.pod is not None else run.no_pod
+    if problem is None:
+        return attrs.evolve(seen, status=status)
+    reason, message = problem
+    reason = reason if reason.isalnum() else "PodWaiting"
+    status = _put(seen, status, "PodStarted", "False", reason, message)
+    return attrs.evolve(seen, status=attrs.evolve(status, message=f"{reason}: {message}"))
+
+
+def _with_spec_note(seen: Observed, decision: Decision) -> Decision:
+    if not seen.spec_changed:
+        return decision
+    message = (
+        f"{', '.join(seen.spec_changed)} changed after the job had started; the change is "
+        "ignored. Create a new QiskitJob to run with it"
+    )
+    status = _put(seen, decision.status, "SpecChangeIgnored", "True", "AlreadyStarted", message)
+    notes = _if_new(seen, "SpecChangeIgnored", EventNote("Warning", "SpecChangeIgnored", message))
+    return attrs.evolve(decision, status=status, events=(*decision.events, *notes))
+
+
+# --- ends -----------------------------------------------------------------------------------
+
+
+def _failure(seen: Observed, run: Run, limits: Limits) -> tuple[Reason, str] | None:
+    """Why this attempt will not succeed, or None."""
+    pod = run.pod
+    if pod is not None:
+        if pod.report is not None:
+            return (pod.report.reason, pod.report.message) if pod.report.reason else None
+        if pod.lost is not None and (pod.lost[0] is Reason.EVICTED or run.failed):
+            return pod.lost
+        if pod.executor_ended is not None and pod.lost is None:
+            return _executor_died(pod.executor_ended)
+        if pod.circuit_ended is not None and pod.circuit_ended.exit_code != 0 and not pod.lost:
+            return _circuit_died(pod.circuit_ended)
+    if run.failed is not None:
+        return Reason.POD_LOST, "the pod is gone: " + (run.failed[1] or run.failed[0])
+    status, spec = seen.status, seen.spec
+    if status.phase == "Running" and spec and status.running_time:
+        timeout = parse_duration(spec.execution.timeout)
+        if seen.now >= parse_time(status.running_time) + timeout:
+            return (
+                Reason.TIMEOUT,
+                f"execution took longer than spec.execution.timeout ({format_duration(timeout)})",
+            )
+    if status.phase == "Validating" and pod and pod.circuit_started and not pod.circuit_ended:
+        bound = timedelta(seconds=limits.circuit_seconds)
+        if seen.now >= pod.circuit_started + bound + CIRCUIT_GRACE:
+            return (
+                Reason.CIRCUIT_TIMEOUT,
+                f"the circuit's code ran for longer than {format_duration(bound)}",
+            )
+    return None
+
+
+def _executor_died(ended: Terminated) -> tuple[Reason, str]:
+    if ended.reason == "OOMKilled":
+        return (
+            Reason.OUT_OF_MEMORY,
+            "the executor needed more memory than its limit; raise "
+            "spec.resources.limits.memory or use fewer qubits",
+        )
+    if ended.exit_code == 143:  # SIGTERM: someone ended the pod, the executor did not fail
+        return Reason.POD_LOST, "the executor was told to stop"
+    return (
+        Reason.EXECUTOR_FAILED,
+        f"the executor ended without a report ({ended.reason}, exit code {ended.exit_code})",
+    )
+
+
+def _circuit_died(ended: Terminated) -> tuple[Reason, str]:
+    if ended.reason == "OOMKilled":
+        return (
+            Reason.CIRCUIT_OUT_OF_MEMORY,
+            "the circuit's code needed more memory than its limit; raise "
+            "spec.resources.limits.memory or build a smaller circuit",
+        )
+    if ended.exit_code == 143:
+        return Reason.POD_LOST, "the pod was told to stop while it validated the circuit"
+    return (
+        Reason.CIRCUIT_EXITED,
+        f"the circuit's code ended its container ({ended.reason}, exit code {ended.exit_code})",
+    )
+
+
+def _attempt_failed(
+    seen: Observed, current: AttemptStatus, run: Run, reason: Reason, message: str
+) -> Decision:
+    allowed = seen.spec.execution.max_retries if seen.spec else 0
+    used = sum(each.counted for each in seen.status.attempts[:-1])
+    counted = reason.retry is Retry.COUNTED
+    if reason.retry is Retry.NEVER or (counted and used >= allowed):
+        if counted and allowed:
+            message = f"{message} (attempt {used + 1} of {allowed + 1}, the last)"
+        return _fail(seen, reason, message, stop=run)
+    attempts = _close(seen, ended=_ended(run.pod, seen.now), reason=reason, message=message)
+    delay = retry_delay(seen.uid, attempts)
+    text = f"{reason}: {message}; trying again in {format_duration(delay)}"
+    if counted:
+        text += f" (retry {used + 1} of {allowed})"
+    status = attrs.evolve(seen.status, phase="Pending", message=text, attempts=attempts)
+    status = attrs.evolve(status, running_time=None)
+    status = _put(seen, status, "PodStarted", "False", str(reason), message)
+    note = EventNote("Warning", "Retrying", text)
+    # The Job stays: its log may say why. Only one that still runs is ended.
+    stop = _stop((run,)) if _alive(run) else ()
+    return Decision(status, stop, (note,), requeue_after=delay)
+
+
+def _between_attempts(seen: Observed, last: AttemptStatus) -> Decision:
+    assert last.completion_time is not None  # noqa: S101 - the caller looked
+    due = parse_time(last.completion_time) + retry_delay(seen.uid, seen.status.attempts)
+    if seen.now < due:
+        return Decision(seen.status, requeue_after=due - seen.now)
+    number = last.number + 1
+    job_name = names.job_name(seen.name, number)
+    status = attrs.evolve(
+        seen.status,
+        message=f"Waiting for the pod of attempt {number} to start",
+        attempts=(
+            *seen.status.attempts,
+            AttemptStatus(number=number, job_name=job_name, start_time=format_time(seen.now)),
+        ),
+    )
+    note = EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")
+    return Decision(status, (StartAttempt(number),), (note,), requeue_after=POD_PATIENCE)
+
+
+def retry_delay(uid: str, attempts: Sequence[AttemptStatus]) -> timedelta:
+    """How long after the last of `attempts` the next one begins.
+
+    Ten seconds, doubled with each failure, six minutes at most, and up to a fifth more, which
+    differs between jobs but not between two looks at the same one.
+    """
+    doubled = RETRY_BASE * (1 << min(len(attempts) - 1, 16))
+    seed = hashlib.sha256(f"{uid}/{len(attempts)}".encode()).digest()
+    return min(doubled, RETRY_CAP) * (1 + 0.2 * seed[0] / 255)
+
+
+def _fail(
+    seen: Observed,
+    reason: Reason,
+    message: str,
+    *,
+    validated: bool | None = None,
+    stop: Run | None = None,
+) -> Decision:
+    status = _with_condition(seen, "Failed", "True", str(reason), message)
+    status = _put(seen, status, "Complete", "False", str(reason), message)
+    was_valid = find(status.conditions, "Validated")
+    metrics = stop.pod.report.circuit_metrics if stop and stop.pod and stop.pod.report else None
+    if metrics is not None:
+        status = _put(
+            seen, status, "Validated", "True", "CircuitValid", "Circuit validation successful"
+        )
+        status = attrs.evolve(status, circuit_metrics=metrics)
+    elif validated is False or (was_valid is not None and was_valid.status == "Unknown"):
+        status = _put(seen, status, "Validated", "False", str(reason), message)
+    status = attrs.evolve(
+        status,
+        phase="Failed",
+        message=f"{reason}: {message}",
+        completion_time=format_time(seen.now),
+    )
+    if status.attempts and status.attempts[-1].completion_time is None:
+        pod = stop.pod if stop else None
+        status = attrs.evolve(
+            status,
+            attempts=_close(seen, ended=_ended(pod, seen.now), reason=reason, message=message),
+        )
+    actions: tuple[Action, ...] = (CleanUp(output_unused=True),) if status.attempts else ()
+    if stop is not None and _alive(stop):
+        actions = (*_stop((stop,)), *actions)
+    return Decision(status, actions, (EventNote("Warning", str(reason), message),))
+
+
+def _cancel(seen: Observed) -> Decision:
+    running = tuple(run for run in seen.runs.values() if _alive(run))
+    if running:
+        status = attrs.evolve(seen.status, message="Cancelling: waiting for the pod to end")
+        note = EventNote("Normal", "Cancelling", "Cancelled by spec.cancel; ending the pod")
+        return Decision(
+            status,
+            _stop(running),
+            (note,) if seen.status.message != status.message else (),
+            requeue_after=RECHECK,
+        )
+    message = "Cancelled by spec.cancel"
+    status = _with_condition(seen, "Cancelled", "True", "Cancelled", message)
+    status = _put(seen, status, "Complete", "False", "Cancelled", message)
+    status = attrs.evolve(
+        status, phase="Cancelled", message=message, completion_time=format_time(seen.now)
+    )
+    if status.attempts and status.attempts[-1].completion_time is None:
+        status = attrs.evolve(status, attempts=_close(seen, ended=seen.now))
+    actions = (CleanUp(output_unused=True),) if status.attempts else ()
+    return Decision(status, actions, (EventNote("Normal", "Cancelled", message),))
+
+
+def _finished(seen: Observed) -> Decision:
+    # A Job that was not in the cache yet when the end was decided.
+    running = tuple(run for run in seen.runs.values() if _alive(run))
+    if running:
+        return Decision(seen.status, _stop(running), requeue_after=RECHECK)
+    ttl = seen.spec.ttl_seconds_after_finished if seen.spec else None
+    if ttl is None or seen.status.completion_time is None:
+        return Decision(seen.status)
+    left = parse_time(seen.status.completion_time) + timedelta(seconds=ttl) - seen.now
+    if left > timedelta(0):
+        return Decision(seen.status, requeue_after=left)
+    return Decision(seen.status, (DeleteJob(),))
+
+
+def _delete(seen: Observed) -> Decision:
+    if not seen.finalized:
+        return Decision(seen.status)
+    if seen.runs or seen.pods_left:
+        return Decision(seen.status, _stop(tuple(seen.runs.values())), requeue_after=RECHECK)
+    return Decision(seen.status, (RemoveFinalizer(),))
+
+
+# --- small things ---------------------------------------------------------------------------
+
+
+def _alive(run: Run) -> bool:
+    """Whether something of the run may still execute."""
+    ended = run.pod is not None and run.pod.executor_ended is not None
+    return run.failed is None and not ended
+
+
+def _stop(runs: Sequence[Run]) -> tuple[Action, ...]:
+    """Ends those runs that are not being ended already."""
+    job_names = tuple(run.job_name for run in runs if not run.deleting)
+    return (StopRuns(job_names),) if job_names else ()
+
+
+def _ended(pod: PodView | None, now: datetime) -> datetime:
+    ended = (pod.executor_ended or pod.circuit_ended) if pod else None
+    return (ended.finished if ended else None) or now
+
+
+def _close(
+    seen: Observed, *, ended: datetime, reason: Reason | None = None, message: str | None = None
+) -> tuple[AttemptStatus, ...]:
+    last = attrs.evolve(
+        seen.status.attempts[-1],
+        completion_time=format_time(ended),
+        reason=str(reason) if reason else None,
+        message=message[:512] if message else None,
+        counted=reason is None or reason.retry is not Retry.FREE,
+    )
+    return (*seen.status.attempts[:-1], last)
+
+
+def _with_condition(
+    seen: Observed, type_: str, status: Literal["True", "False", "Unknown"], reason: str, text: str
+) -> QiskitJobStatus:
+    return _put(seen, seen.status, type_, status, reason, text)
+
+
+def _put(
+    seen: Observed,
+    status: QiskitJobStatus,
+    type_: str,
+    value: Literal["True", "False", "Unknown"],
+    reason: str,
+    text: str,
+) -> QiskitJobStatus:
+    condition = Condition(
+        type=type_,
+        status=value,
+        reason=reason,
+        message=text,
+        observed_generation=seen.generation,
+    )
+    return attrs.evolve(status, conditions=upsert(status.conditions, condition, seen.now))
+
+
+def _if_new(seen: Observed, type_: str, note: EventNote) -> tuple[EventNote, ...]:
+    """The note, unless the condition of that type says the same already."""
+    old = find(seen.status.conditions, type_)
+    return () if old is not None and old.message == note.message else (note,)
+
+
+def _seconds(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else f"{seconds:.3g} s"

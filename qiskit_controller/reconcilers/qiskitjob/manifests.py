@@ -1,0 +1,295 @@
+"""The Kubernetes objects of one QiskitJob, as dicts.
+
+The pod has stages of two levels of trust. ``circuit`` runs the user's code and gets nothing:
+no token, no credential, no Secret. ``executor`` holds those and runs none of the user's code.
+The only thing they share is a volume that the first writes and the second reads with care.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from qiskit_controller.api import names
+from qiskit_controller.api.codec import to_wire
+from qiskit_controller.api.qiskitjob import API_VERSION, KIND, QiskitJobSpec, ResourceRequirements
+from qiskit_controller.api.quantities import parse_quantity
+from qiskit_controller.api.run import (
+    ATTEMPT_ENV,
+    INPUT_DIR,
+    PLAN_FILE,
+    TERMINATION_LOG,
+    TOKEN_DIR,
+    WORK_DIR,
+    Limits,
+    Plan,
+)
+from qiskit_controller.reconcilers.qiskitjob.observed import CIRCUIT, EXECUTOR, Source
+
+Manifest = dict[str, Any]
+
+# Any user but root; the images' own.
+_UID = 65532
+_TOKEN_SECONDS = 3600
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What the operator decides for every pod.
+
+    Attributes:
+        runner_image: the image with qiskit and the vendors' SDKs.
+        pull_policy: as for any container.
+        requests, limits: for a job that says nothing of its own, by resource name.
+        bounds: on the untrusted stage.
+    """
+
+    runner_image: str
+    pull_policy: str = "IfNotPresent"
+    requests: Mapping[str, str] = {"cpu": "250m", "memory": "512Mi"}
+    limits: Mapping[str, str] = {"cpu": "2", "memory": "1Gi"}
+    bounds: Limits = Limits()  # noqa: RUF009 - frozen, so it may be shared
+
+
+def owner_reference(name: str, uid: str) -> Manifest:
+    """Ties an object's life to the QiskitJob's."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _metadata(plan: Plan, name: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": plan.job.namespace,
+        "labels": names.labels(plan.job.name, plan.job.uid),
+        "annotations": {names.JOB_ANNOTATION: plan.job.name},
+        "ownerReferences": [owner_reference(plan.job.name, plan.job.uid)],
+    }
+
+
+def input_config_map(plan: Plan, source: Source) -> Manifest:
+    """The plan and the code: what every attempt runs. Immutable."""
+    # Inline code stands in its own file; a second copy might not fit.
+    slim = attrs.evolve(plan.spec, circuit=attrs.evolve(plan.spec.circuit, code=None))
+    config_map: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(plan, names.input_name(plan.job.name)),
+        "immutable": True,
+        "data": {PLAN_FILE: json.dumps(to_wire(attrs.evolve(plan, spec=slim)), indent=1)},
+    }
+    try:
+        config_map["data"][source.file] = source.content.decode()
+    except UnicodeDecodeError:
+        config_map["binaryData"] = {source.file: base64.b64encode(source.content).decode()}
+    return config_map
+
+
+def empty_config_map(plan: Plan, name: str) -> Manifest:
+    """A ConfigMap for the executor to fill. It may not create any, so we do."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(plan, name)}
+
+
+def service_account(plan: Plan) -> Manifest:
+    """Who the executor is."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": _metadata(plan, names.base_name(plan.job.name)),
+        "automountServiceAccountToken": False,
+    }
+
+
+def role(plan: Plan) -> Manifest:
+    """What the executor may do: fill this job's own ConfigMaps, by name."""
+    writable = [plan.record]
+    if plan.spec.output.type == "configmap":
+        writable.append(plan.output_location)
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": _metadata(plan, names.base_name(plan.job.name)),
+        "rules": [
+            {
+                "apiGroups": [""],
+                "resources": ["configmaps"],
+                "resourceNames": writable,
+                "verbs": ["get", "patch"],
+            }
+        ],
+    }
+
+
+def role_binding(plan: Plan) -> Manifest:
+    """Gives the role to the service account."""
+    name = names.base_name(plan.job.name)
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": _metadata(plan, name),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": plan.job.namespace}],
+    }
+
+
+def kubernetes_job(plan: Plan, attempt: int, settings: Settings) -> Manifest:
+    """The Kubernetes Job of one attempt.
+
+    It never retries by itself (``backoffLimit: 0``): only the controller knows which failures
+    are worth another attempt.
+    """
+    metadata = _metadata(plan, names.job_name(plan.job.name, attempt))
+    metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "backoffLimit": 0,
+            "template": {
+                "metadata": {
+                    "labels": dict(metadata["labels"]),
+                    "annotations": {
+                        names.JOB_ANNOTATION: plan.job.name,
+                        "kubectl.kubernetes.io/default-container": EXECUTOR,
+                    },
+                },
+                "spec": _pod_spec(plan, attempt, settings),
+            },
+        },
+    }
+
+
+def _pod_spec(plan: Plan, attempt: int, settings: Settings) -> Manifest:
+    resources = _resources(plan.spec, settings)
+    shared: Manifest = {
+        "image": settings.runner_image,
+        "imagePullPolicy": settings.pull_policy,
+        "resources": resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePath": str(TERMINATION_LOG),
+    }
+    circuit = shared | {
+        "name": CIRCUIT,
+        "command": ["qiskit-runner", CIRCUIT],
+        "volumeMounts": [
+            {"name": "input", "mountPath": str(INPUT_DIR), "readOnly": True},
+            {"name": "work", "mountPath": str(WORK_DIR)},
+            {"name": "circuit-tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+        ],
+    }
+    executor = shared | {
+        "name": EXECUTOR,
+        "command": ["qiskit-runner", EXECUTOR],
+        "env": [{"name": ATTEMPT_ENV, "value": str(attempt)}],
+        "volumeMounts": [
+            {"name": "input", "mountPath": str(INPUT_DIR), "readOnly": True},
+            {"name": "work", "mountPath": str(WORK_DIR), "readOnly": True},
+            {"name": "executor-tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+            {"name": "token", "mountPath": str(TOKEN_DIR), "readOnly": True},
+        ],
+    }
+    # Room for the largest circuit that is let through, and for what is written beside it.
+    work_bytes = 2 * plan.limits.circuit_bytes
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": names.base_name(plan.job.name),
+        # The token is mounted by hand, so that only the executor gets one.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "priorityClassName": f"qiskit-{plan.spec.execution.priority}",
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _UID,
+            "runAsGroup": _UID,
+            "fsGroup": _UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [circuit],
+        "containers": [executor],
+        "volumes": [
+            {"name": "input", "configMap": {"name": names.input_name(plan.job.name)}},
+            {"name": "work", "emptyDir": {"sizeLimit": str(work_bytes)}},
+            # One each: the untrusted stage leaves nothing where the executor's Python looks.
+            {"name": "circuit-tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+            {"name": "executor-tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+            {"name": "token", "projected": {"sources": _token_sources()}},
+        ],
+    }
+
+
+def _token_sources() -> list[Manifest]:
+    return [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": _TOKEN_SECONDS}},
+        {
+            "configMap": {
+                "name": "kube-root-ca.crt",
+                "items": [{"key": "ca.crt", "path": "ca.crt"}],
+            }
+        },
+        {
+            "downwardAPI": {
+                "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+            }
+        },
+    ]
+
+
+def _resources(spec: QiskitJobSpec, settings: Settings) -> Manifest:
+    """The job's own resources over the operator's defaults, with no request over its limit."""
+    wanted = spec.resources or ResourceRequirements()
+    limits = dict(settings.limits) | to_wire(wanted.limits or {})
+    requests = dict(settings.requests) | to_wire(wanted.requests or {})
+    asked = to_wire(wanted.requests or {})
+    capped = to_wire(wanted.limits or {})
+    for name, request in requests.items():
+        if parse_quantity(request) <= parse_quantity(limits[name]):
+            continue
+        # Both by the user is a mistake that validation has refused; of a default and a
+        # wish, the wish stands.
+        if name in asked and name not in capped:
+            limits[name] = request
+        else:
+            requests[name] = limits[name]
+    return {"requests": requests, "limits": limits}
+
+
+def unsupported(spec: QiskitJobSpec) -> str | None:
+    """What the spec asks for that this version cannot do, or None."""
+    if spec.circuit.source not in ("inline", "configmap"):
+        return (
+            f"spec.circuit.source: {spec.circuit.source!r} is not supported by this version; "
+            "use inline or configmap"
+        )
+    if spec.output.type != "configmap":
+        return (
+            f"spec.output.type: {spec.output.type!r} is not supported by this version; "
+            "use configmap"
+        )
+    return None
+
+
+def problems_of_resources(spec: QiskitJobSpec) -> list[str]:
+    """Requests over limits, which the API server would refuse in the pod."""
+    if spec.resources is None or not spec.resources.requests or not spec.resources.limits:
+        return []
+    asked, capped = to_wire(spec.resources.requests), to_wire(spec.resources.limits)
+    return [
+        f"spec.resources.requests.{name}: {asked[name]} is more than the limit {capped[name]}"
+        for name in asked.keys() & capped.keys()
+        if parse_quantity(asked[name]) > parse_quantity(capped[name])
+    ]

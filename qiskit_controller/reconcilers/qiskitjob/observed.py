@@ -1,0 +1,241 @@
+"""What the reconciler sees of one QiskitJob, as plain values.
+
+Only this module knows where Kubernetes keeps such things as the message of a terminated
+container; :mod:`.decision` works on the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import attrs
+
+from qiskit_controller.api.codec import DecodeError, from_wire
+from qiskit_controller.api.qiskitjob import QiskitJobSpec, QiskitJobStatus
+from qiskit_controller.api.quantities import parse_time
+from qiskit_controller.api.run import Progress, Reason, Report
+
+CIRCUIT = "circuit"
+EXECUTOR = "executor"
+SOURCE = "source"
+
+# A container that waits for one of these does so in the normal course of things.
+_ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
+
+
+@attrs.frozen
+class Terminated:
+    """A container that has ended."""
+
+    exit_code: int
+    reason: str  # the kubelet's word: Completed, Error, OOMKilled, ...
+    message: str
+    finished: datetime | None
+
+
+@attrs.frozen
+class PodView:
+    """The pod of an attempt.
+
+    Attributes:
+        problem: what keeps it from starting, as (reason, message), while it does.
+        circuit_started: when the untrusted stage began.
+        circuit_ended: how it ended.
+        executor_started: when the executor began.
+        executor_ended: how it ended.
+        report: the executor's last word, when it could leave one.
+        lost: why the pod is no longer there to be waited for, when that is so.
+    """
+
+    name: str
+    problem: tuple[str, str] | None = None
+    circuit_started: datetime | None = None
+    circuit_ended: Terminated | None = None
+    executor_started: datetime | None = None
+    executor_ended: Terminated | None = None
+    report: Report | None = None
+    lost: tuple[Reason, str] | None = None
+
+
+@attrs.frozen
+class Run:
+    """One attempt: its Kubernetes Job and that Job's pod.
+
+    Attributes:
+        failed: the Job's own Failed condition, as (reason, message).
+        no_pod: why there is no pod, as (reason, message), when it is known.
+    """
+
+    attempt: int
+    job_name: str
+    created: datetime
+    deleting: bool = False
+    pod: PodView | None = None
+    failed: tuple[str, str] | None = None
+    no_pod: tuple[str, str] | None = None
+
+
+@attrs.frozen
+class Source:
+    """The code as it was found, to be pinned."""
+
+    file: str
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@attrs.frozen
+class SourceMissing:
+    """The code is not there yet; it may still come."""
+
+    reason: str
+    message: str
+
+
+@attrs.frozen
+class Observed:
+    """All that a decision is made from.
+
+    Attributes:
+        problems: what is wrong with the spec; nothing is started then.
+        spec: None when it could not even be read.
+        source: read only as long as the job has not started.
+        runs: those attempts whose Job exists, by number.
+        pods_left: pods that still exist, also of Jobs that are gone.
+        spec_changed: fields of spec that differ from what was started.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool
+    finalized: bool  # our finalizer is on the object
+    spec: QiskitJobSpec | None
+    problems: Sequence[str]
+    unsupported: str | None
+    backend: str
+    cost: str
+    status: QiskitJobStatus
+    source: Source | SourceMissing | None
+    runs: Mapping[int, Run]
+    pods_left: int
+    progress: Progress | None
+    spec_changed: Sequence[str]
+    now: datetime
+
+
+def view_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], attempt: int) -> Run:
+    """A Job and the newest of its pods (a Job replaces a pod that was deleted)."""
+    metadata = job["metadata"]
+    newest = max(
+        pods,
+        key=lambda pod: (
+            "deletionTimestamp" not in pod["metadata"],
+            pod["metadata"]["creationTimestamp"],
+        ),
+        default=None,
+    )
+    failed = next(
+        (
+            (each.get("reason", ""), each.get("message", ""))
+            for each in job.get("status", {}).get("conditions") or ()
+            if each["type"] == "Failed" and each["status"] == "True"
+        ),
+        None,
+    )
+    return Run(
+        attempt=attempt,
+        job_name=metadata["name"],
+        created=parse_time(metadata["creationTimestamp"]),
+        deleting="deletionTimestamp" in metadata,
+        pod=view_pod(newest, attempt) if newest is not None else None,
+        failed=failed,
+    )
+
+
+def view_pod(pod: Mapping[str, Any], attempt: int) -> PodView:
+    """Read a Pod of the form that :mod:`.manifests` makes."""
+    status = pod.get("status", {})
+    containers = {
+        each["name"]: each
+        for key in ("initContainerStatuses", "containerStatuses")
+        for each in status.get(key) or ()
+    }
+    executor_ended = _terminated(containers.get(EXECUTOR))
+    return PodView(
+        name=pod["metadata"]["name"],
+        problem=_problem(status, containers),
+        circuit_started=_started(containers.get(CIRCUIT)),
+        circuit_ended=_terminated(containers.get(CIRCUIT)),
+        executor_started=_started(containers.get(EXECUTOR)),
+        executor_ended=executor_ended,
+        report=_report(executor_ended, attempt),
+        lost=_lost(pod),
+    )
+
+
+def _started(container: Mapping[str, Any] | None) -> datetime | None:
+    state = (container or {}).get("state") or {}
+    since = (state.get("running") or state.get("terminated") or {}).get("startedAt")
+    return parse_time(since) if since else None
+
+
+def _terminated(container: Mapping[str, Any] | None) -> Terminated | None:
+    ended = ((container or {}).get("state") or {}).get("terminated")
+    if ended is None:
+        return None
+    finished = ended.get("finishedAt")
+    return Terminated(
+        exit_code=ended.get("exitCode", 0),
+        reason=ended.get("reason", ""),
+        message=ended.get("message", ""),
+        finished=parse_time(finished) if finished else None,
+    )
+
+
+def _problem(
+    status: Mapping[str, Any], containers: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, str] | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return condition.get("reason", "Unschedulable"), condition.get("message", "")
+    for container in containers.values():
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in (None, *_ORDINARY_WAITS):
+            return waiting["reason"], waiting.get("message", "")
+    return None
+
+
+def _report(ended: Terminated | None, attempt: int) -> Report | None:
+    if ended is None or not ended.message:
+        return None
+    try:
+        report = from_wire(json.loads(ended.message), Report)
+    except (json.JSONDecodeError, DecodeError):
+        return None  # the kubelet's own words, or a report that was cut off
+    return report if report.attempt == attempt else None
+
+
+def _lost(pod: Mapping[str, Any]) -> tuple[Reason, str] | None:
+    status = pod.get("status", {})
+    told = status.get("message") or ""
+    # Kubernetes 1.26 and later say so in a condition, all others in the pod's reason.
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return Reason.EVICTED, condition.get("message") or told or condition.get("reason", "")
+    if status.get("reason") in ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated"):
+        return Reason.EVICTED, told or f"the pod was ended: {status['reason']}"
+    if status.get("reason") == "NodeLost":
+        return Reason.POD_LOST, told or "the node was lost"
+    if "deletionTimestamp" in pod["metadata"]:
+        return Reason.POD_LOST, "the pod was deleted"
+    return None

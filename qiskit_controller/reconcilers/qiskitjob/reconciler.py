@@ -1,0 +1,636 @@
+"""The shell around the decision: reads what is, performs what was decided."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Any, Literal
+
+import attrs
+import structlog
+
+from qiskit_controller.api import names, qiskitjob
+from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
+from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus
+from qiskit_controller.api.quantities import format_money
+from qiskit_controller.api.run import (
+    PLAN_FILE,
+    JobIdentity,
+    Plan,
+    PlannedSource,
+    Progress,
+    Reason,
+    progress_key,
+)
+from qiskit_controller.api.validation import problems_of
+from qiskit_controller.drivers import NoDriver, controller_driver
+from qiskit_controller.kube.client import Client
+from qiskit_controller.kube.controller import Enqueue, Result
+from qiskit_controller.kube.errors import (
+    AlreadyExists,
+    ApiError,
+    Forbidden,
+    Invalid,
+    NotFound,
+)
+from qiskit_controller.kube.events import EventRecorder
+from qiskit_controller.kube.informer import Informer
+from qiskit_controller.kube.objects import Object, key_of
+from qiskit_controller.kube.queue import WorkQueue
+from qiskit_controller.kube.resources import (
+    CONFIGMAPS,
+    EVENTS,
+    JOBS,
+    PODS,
+    ROLEBINDINGS,
+    ROLES,
+    SERVICE_ACCOUNTS,
+    Resource,
+)
+from qiskit_controller.reconcilers.qiskitjob import decision as decisions
+from qiskit_controller.reconcilers.qiskitjob import manifests
+from qiskit_controller.reconcilers.qiskitjob.decision import Decision, EventNote, decide
+from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.reconcilers.qiskitjob.observed import (
+    Observed,
+    Run,
+    Source,
+    SourceMissing,
+    view_run,
+)
+
+log = structlog.get_logger(__name__)
+
+QISKITJOBS = Resource(qiskitjob.GROUP, qiskitjob.VERSION, qiskitjob.PLURAL, qiskitjob.KIND)
+# Urgent jobs are looked at before others; all of it stays above mere reminders.
+_PRIORITIES = {"low": 0, "normal": 10, "high": 20, "urgent": 30}
+_BY_UID = "job-uid"
+_BY_CONFIG_MAP = "config-map"
+# How soon to look again when an old owner's garbage is still being collected.
+_GARBAGE_PATIENCE = timedelta(seconds=2)
+
+
+class _Wait(Exception):
+    """An action cannot be done yet; nothing is wrong."""
+
+
+class _Refused(Exception):
+    """An action cannot be done at all, for a reason the user must know."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@attrs.frozen
+class Caches:
+    """The informers that the reconciler reads. They hold whole objects, except ConfigMaps,
+    of which only the metadata is ever read into memory."""
+
+    jobs: Informer  # QiskitJobs
+    kubernetes_jobs: Informer
+    pods: Informer
+    config_maps: Informer
+
+    @classmethod
+    def create(cls, client: Client) -> Caches:
+        """Informers over all namespaces, indexed and ready to run."""
+        ours = f"{names.MANAGED_BY}={names.MANAGER}"
+        caches = cls(
+            jobs=Informer(client, QISKITJOBS, resync_period=600),
+            kubernetes_jobs=Informer(client, JOBS, label_selector=ours),
+            pods=Informer(client, PODS, label_selector=ours, transform=_slim_pod),
+            config_maps=Informer(client, CONFIGMAPS, metadata_only=True, transform=_slim_metadata),
+        )
+        caches.kubernetes_jobs.add_indexer(_BY_UID, _uid_label)
+        caches.pods.add_indexer(_BY_UID, _uid_label)
+        caches.jobs.add_indexer(_BY_CONFIG_MAP, _referenced_config_map)
+        return caches
+
+    def all(self) -> tuple[Informer, ...]:
+        """Each of them, to be run."""
+        return (self.jobs, self.kubernetes_jobs, self.pods, self.config_maps)
+
+    def feed(self, queue: WorkQueue[str]) -> None:
+        """Queue a QiskitJob whenever it, or something that it depends on, changes."""
+        self.jobs.add_handler(Enqueue(queue, priority=_priority_of))
+        for informer in (self.kubernetes_jobs, self.pods):
+            informer.add_handler(Enqueue(queue, _belongs_to, priority=self._owner_priority))
+        self.config_maps.add_handler(Enqueue(queue, self._users_of_config_map))
+
+    def _owner_priority(self, obj: Object) -> int:
+        owner = next((self.jobs.get(key) for key in _belongs_to(obj)), None)
+        return _priority_of(owner) if owner is not None else 0
+
+    def _users_of_config_map(self, config_map: Object) -> Iterable[str]:
+        yield from _belongs_to(config_map)
+        for job in self.jobs.by_index(_BY_CONFIG_MAP, key_of(config_map)):
+            yield key_of(job)
+
+
+@attrs.define
+class QiskitJobReconciler:
+    """Brings one QiskitJob a step further each time it is called.
+
+    Attributes:
+        clock: the time now, with a time zone.
+        on_transition: told of each phase that a job enters, after it was written.
+    """
+
+    client: Client
+    caches: Caches
+    events: EventRecorder
+    settings: Settings
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    on_transition: Callable[[Object, QiskitJobStatus], None] = lambda job, status: None
+
+    async def reconcile(self, key: str) -> Result:
+        """One step for the QiskitJob with that key; see :class:`Controller`."""
+        cached = self.caches.jobs.get(key)
+        if cached is None:
+            return Result()
+        # The cache is shared; the metadata is the one part that is changed on the way.
+        job = {**cached, "metadata": dict(cached["metadata"])}
+        structlog.contextvars.bind_contextvars(job=key, uid=job["metadata"]["uid"])
+        try:
+            return await self._reconcile(job)
+        finally:
+            structlog.contextvars.unbind_contextvars("job", "uid")
+
+    async def _reconcile(self, job: Object) -> Result:
+        seen = await self._observe(job)
+        decision = decide(seen, self.settings.bounds)
+        try:
+            for action in decision.actions:
+                await self._perform(action, job, seen)
+        except _Wait as wait:
+            log.info("waiting", why=str(wait))
+            return Result(requeue_after=_GARBAGE_PATIENCE.total_seconds())
+        except _Refused as refused:
+            decision = decisions.refuse(seen, refused.reason, refused.message)
+            for action in decision.actions:
+                await self._perform(action, job, seen)
+        except Forbidden as error:
+            # A quota or a policy: the user can do something about it, so the user is told.
+            decision = decisions.blocked(seen, error.reason, error.message)
+        await self._write_status(job, seen.status, decision)
+        requeue = decision.requeue_after
+        return Result(requeue_after=requeue.total_seconds() if requeue is not None else None)
+
+    # --- reading ------------------------------------------------------------------------
+
+    async def _observe(self, job: Object) -> Observed:
+        metadata = job["metadata"]
+        uid, namespace, name = metadata["uid"], metadata["namespace"], metadata["name"]
+        status = from_wire(job.get("status") or {}, QiskitJobStatus)
+        judged = _judge(job)
+        spec = judged.spec
+        runs = self._runs(uid)
+        source: Source | SourceMissing | None = None
+        progress: Progress | None = None
+        changed: list[str] = []
+        deleting = "deletionTimestamp" in metadata
+        active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
+        sound = spec is not None and not judged.problems and not judged.unsupported
+        if active and not status.attempts and spec is not None and sound:
+            source = await self._source(namespace, spec)
+        if active and status.attempts:
+            plan = await self._pinned(namespace, name, uid)
+            if plan is not None:
+                changed = _changes(plan.spec, job["spec"])
+                # What was started counts, whatever the object says now; but it may be
+                # cancelled, and be given a time to live.
+                spec = attrs.evolve(
+                    plan.spec,
+                    cancel=bool(spec and spec.cancel),
+                    ttl_seconds_after_finished=spec.ttl_seconds_after_finished if spec else None,
+                )
+            current = runs.get(status.attempts[-1].number)
+            if current is not None and current.pod is not None and current.pod.executor_started:
+                progress = await self._progress(namespace, name, current.attempt)
+        runs = await self._explain_missing_pods(namespace, runs)
+        return Observed(
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            generation=metadata.get("generation", 0),
+            deleting=deleting,
+            finalized=names.FINALIZER in metadata.get("finalizers", ()),
+            spec=spec,
+            problems=judged.problems,
+            unsupported=judged.unsupported,
+            backend=judged.backend,
+            cost=judged.cost,
+            status=status,
+            source=source,
+            runs=runs,
+            pods_left=len(self.caches.pods.by_index(_BY_UID, uid)),
+            progress=progress,
+            spec_changed=changed,
+            now=self.clock(),
+        )
+
+    def _runs(self, uid: str) -> dict[int, Run]:
+        pods = self.caches.pods.by_index(_BY_UID, uid)
+        runs = {}
+        for job in self.caches.kubernetes_jobs.by_index(_BY_UID, uid):
+            if not names.belongs_to(job, uid):
+                continue  # someone copied our labels
+            attempt = _attempt_of(job)
+            mine = [pod for pod in pods if names.belongs_to(pod, job["metadata"]["uid"])]
+            runs[attempt] = view_run(job, mine, attempt)
+        return runs
+
+    async def _source(self, namespace: str, spec: QiskitJobSpec) -> Source | SourceMissing:
+        circuit = spec.circuit
+        if circuit.source == "inline":
+            return Source("circuit.py", (circuit.code or "").encode())
+        reference = circuit.config_map_ref
+        if reference is None:
+            raise ValueError("validation lets no other source come here")
+        try:
+            config_map = await self.client.get(CONFIGMAPS, reference.name, namespace)
+        except NotFound:
+            return SourceMissing(
+                "ConfigMapNotFound",
+                f"ConfigMap {reference.name!r}, named by spec.circuit.configMapRef, does not "
+                f"exist in namespace {namespace!r}; the job goes on when it does",
+            )
+        text = (config_map.get("data") or {}).get(reference.key)
+        binary = (config_map.get("binaryData") or {}).get(reference.key)
+        if text is None and binary is None:
+            keys = sorted(
+                {**(config_map.get("data") or {}), **(config_map.get("binaryData") or {})}
+            )
+            return SourceMissing(
+                "ConfigMapKeyNotFound",
+                f"ConfigMap {reference.name!r} has no key {reference.key!r}, named by "
+                f"spec.circuit.configMapRef; it has: {', '.join(keys[:20]) or 'none'}",
+            )
+        content = text.encode() if text is not None else base64.b64decode(binary or "")
+        return Source(_file_name(reference.key), content)
+
+    async def _pinned(self, namespace: str, name: str, uid: str) -> Plan | None:
+        """The plan that was started, unless someone deleted it."""
+        try:
+            config_map = await self.client.get(CONFIGMAPS, names.input_name(name), namespace)
+        except NotFound:
+            return None
+        if not names.belongs_to(config_map, uid):
+            return None
+        plan = from_wire(json.loads(config_map["data"][PLAN_FILE]), Plan)
+        if plan.spec.circuit.source == "inline":
+            code = config_map["data"][plan.source.file]
+            circuit = attrs.evolve(plan.spec.circuit, code=code)
+            plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, circuit=circuit))
+        return plan
+
+    async def _progress(self, namespace: str, name: str, attempt: int) -> Progress | None:
+        try:
+            record = await self.client.get(CONFIGMAPS, names.record_name(name), namespace)
+            text = (record.get("data") or {}).get(progress_key(attempt))
+            return from_wire(json.loads(text), Progress) if text else None
+        except NotFound:
+            return None  # cleaned up already, or not made yet
+        except (json.JSONDecodeError, DecodeError) as error:
+            log.warning("progress cannot be read", error=str(error))
+            return None
+
+    async def _explain_missing_pods(self, namespace: str, runs: dict[int, Run]) -> dict[int, Run]:
+        """Why a Job has no pod after a while is only told in the Job's Events (a quota, a
+        policy, a missing PriorityClass)."""
+        for attempt, run in runs.items():
+            waited = self.clock() - run.created
+            if run.pod or run.failed or run.deleting or waited < decisions.POD_PATIENCE:
+                continue
+            found = await self.client.list(
+                EVENTS,
+                namespace,
+                field_selector=f"involvedObject.kind=Job,involvedObject.name={run.job_name},"
+                "reason=FailedCreate",
+            )
+            latest = max(
+                found["items"], key=lambda each: each.get("lastTimestamp") or "", default=None
+            )
+            if latest is not None:
+                runs[attempt] = attrs.evolve(
+                    run, no_pod=("PodCreationFailed", latest.get("message", ""))
+                )
+        return runs
+
+    # --- writing ------------------------------------------------------------------------
+
+    async def _perform(self, action: decisions.Action, job: Object, seen: Observed) -> None:
+        name, namespace = seen.name, seen.namespace
+        match action:
+            case decisions.AddFinalizer():
+                if not seen.finalized:
+                    await self._set_finalizers(job, add=True)
+            case decisions.RemoveFinalizer():
+                await self._set_finalizers(job, add=False)
+            case decisions.Start(source):
+                plan = self._plan(seen, source)
+                await self._prepare(plan, source)
+                await self._create_job(plan, 1)
+            case decisions.StartAttempt(number):
+                await self._restart(seen, number)
+            case decisions.StopRuns(job_names):
+                for each in job_names:
+                    await self._delete(JOBS, each, namespace, seen.uid, "Foreground")
+            case decisions.CleanUp(output_unused):
+                await self._clean_up(seen, output_unused=output_unused)
+            case decisions.DeleteJob():
+                await self.client.delete(QISKITJOBS, name, namespace, uid=seen.uid)
+
+    def _plan(self, seen: Observed, source: Source) -> Plan:
+        if seen.spec is None:
+            raise ValueError("nothing is started from a spec that could not be read")
+        return Plan(
+            job=JobIdentity(namespace=seen.namespace, name=seen.name, uid=seen.uid),
+            spec=seen.spec,
+            source=PlannedSource(file=source.file, sha256=source.sha256),
+            record=names.record_name(seen.name),
+            output_location=seen.spec.output.location or names.default_output(seen.name),
+            limits=self.settings.bounds,
+        )
+
+    async def _prepare(self, plan: Plan, source: Source | None) -> None:
+        """Everything a pod of this job needs, each made unless it is there."""
+        if source is not None:
+            await self._ensure(CONFIGMAPS, manifests.input_config_map(plan, source), plan)
+        await self._ensure(CONFIGMAPS, manifests.empty_config_map(plan, plan.record), plan)
+        if plan.spec.output.type == "configmap":
+            await self._ensure(
+                CONFIGMAPS,
+                manifests.empty_config_map(plan, plan.output_location),
+                plan,
+                Reason.OUTPUT_CONFLICT,
+            )
+        await self._ensure(SERVICE_ACCOUNTS, manifests.service_account(plan), plan)
+        await self._ensure(ROLES, manifests.role(plan), plan)
+        await self._ensure(ROLEBINDINGS, manifests.role_binding(plan), plan)
+
+    async def _restart(self, seen: Observed, number: int) -> None:
+        plan = await self._pinned(seen.namespace, seen.name, seen.uid)
+        if plan is None:
+            raise _Refused(
+                Reason.EXECUTOR_FAILED,
+                f"ConfigMap {names.input_name(seen.name)!r}, which holds what this job runs, "
+                "was deleted",
+            )
+        await self._prepare(plan, None)
+        await self._create_job(plan, number)
+
+    async def _create_job(self, plan: Plan, attempt: int) -> None:
+        job = manifests.kubernetes_job(plan, attempt, self.settings)
+        try:
+            await self._ensure(JOBS, job, plan)
+        except _Refused:
+            # The second attempt of "x" and the first of "x-2" would have the same name. The
+            # later one gets a name of its own.
+            job["metadata"]["name"] = names.fit(f"{job['metadata']['name']}-{plan.job.uid[:8]}", 63)
+            await self._ensure(JOBS, job, plan)
+
+    async def _ensure(
+        self,
+        resource: Resource,
+        obj: Object,
+        plan: Plan,
+        conflict: Reason = Reason.NAME_CONFLICT,
+    ) -> None:
+        """Create the object, or find that we did before.
+
+        Raises:
+            _Wait: what is there belonged to a QiskitJob that is gone, and will go too.
+            _Refused: what is there is someone else's.
+        """
+        try:
+            await self.client.create(resource, obj)
+            return
+        except AlreadyExists:
+            pass
+        except Invalid as error:
+            # What the schema of a QiskitJob lets through, but the pod's does not.
+            raise _Refused(Reason.INVALID_SPEC, error.message) from None
+        except ApiError as error:
+            if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise _Refused(Reason.INVALID_SPEC, error.message) from None
+            raise
+        name, namespace = obj["metadata"]["name"], plan.job.namespace
+        try:
+            existing = await self.client.get(resource, name, namespace)
+        except NotFound:
+            raise _Wait(f"{resource.kind} {name} went away just now") from None
+        if names.belongs_to(existing, plan.job.uid):
+            if "deletionTimestamp" in existing["metadata"]:
+                raise _Wait(f"{resource.kind} {name} is being deleted")
+            return
+        owner = next(iter(existing["metadata"].get("ownerReferences") or ()), None)
+        if owner is not None and owner.get("kind") == qiskitjob.KIND:
+            alive = self.caches.jobs.get(f"{namespace}/{owner['name']}")
+            if alive is None or alive["metadata"]["uid"] != owner["uid"]:
+                raise _Wait(f"{resource.kind} {name} of a deleted QiskitJob is being collected")
+        whose = f"{owner['kind']} {owner['name']!r}" if owner else "someone else"
+        raise _Refused(
+            conflict,
+            f"{resource.kind} {name!r} exists already and belongs to {whose}; it is left as it is. "
+            + (
+                "Choose another spec.output.location, or delete it"
+                if conflict is Reason.OUTPUT_CONFLICT
+                else "Choose another name for the QiskitJob, or delete it"
+            ),
+        )
+
+    async def _clean_up(self, seen: Observed, *, output_unused: bool) -> None:
+        namespace, base = seen.namespace, names.base_name(seen.name)
+        await self._delete(ROLEBINDINGS, base, namespace, seen.uid)
+        await self._delete(ROLES, base, namespace, seen.uid)
+        await self._delete(SERVICE_ACCOUNTS, base, namespace, seen.uid)
+        await self._delete(CONFIGMAPS, names.record_name(seen.name), namespace, seen.uid)
+        if output_unused and seen.spec is not None and seen.spec.output.type == "configmap":
+            output = seen.spec.output.location or names.default_output(seen.name)
+            await self._delete(CONFIGMAPS, output, namespace, seen.uid, only_empty=True)
+
+    async def _delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str,
+        uid: str,
+        propagation: Literal["Background", "Foreground"] = "Background",
+        *,
+        only_empty: bool = False,
+    ) -> None:
+        """Delete an object of the QiskitJob with that UID; one of somebody else's is left."""
+        try:
+            existing = await self.client.get(resource, name, namespace)
+            if not names.belongs_to(existing, uid):
+                return
+            if only_empty and (existing.get("data") or existing.get("binaryData")):
+                return
+            await self.client.delete(
+                resource,
+                name,
+                namespace,
+                uid=existing["metadata"]["uid"],
+                propagation=propagation,
+            )
+        except NotFound:
+            pass
+
+    async def _set_finalizers(self, job: Object, *, add: bool) -> None:
+        metadata = job["metadata"]
+        others = [each for each in metadata.get("finalizers", ()) if each != names.FINALIZER]
+        body = {
+            "metadata": {
+                "finalizers": [*others, names.FINALIZER] if add else others,
+                # Someone else's finalizer, added meanwhile, must not be lost.
+                "resourceVersion": metadata["resourceVersion"],
+            }
+        }
+        try:
+            written = await self.client.patch(
+                QISKITJOBS, metadata["name"], metadata["namespace"], body
+            )
+        except NotFound:
+            return
+        # The status is written over this version next.
+        metadata["resourceVersion"] = written["metadata"]["resourceVersion"]
+
+    async def _write_status(self, job: Object, old: QiskitJobStatus, decision: Decision) -> None:
+        new = decision.status
+        if new != old:
+            body = {
+                "apiVersion": qiskitjob.API_VERSION,
+                "kind": qiskitjob.KIND,
+                "metadata": job["metadata"],
+                "spec": job["spec"],
+                "status": to_wire(new),
+            }
+            try:
+                await self.client.replace(QISKITJOBS, body, "status")
+            except NotFound:
+                return
+        for note in decision.events:
+            self._record(job, note)
+        if new.phase != old.phase:
+            log.info("phase", phase=new.phase, message=new.message)
+            self.on_transition(job, new)
+
+    def _record(self, job: Object, note: EventNote) -> None:
+        reference = {
+            "apiVersion": qiskitjob.API_VERSION,
+            "kind": qiskitjob.KIND,
+            "metadata": job["metadata"],
+        }
+        self.events.event(reference, note.type, note.reason, note.message)
+
+
+# --- small things ---------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Judgement:
+    """A spec and what can be said of it without looking at the cluster."""
+
+    spec: QiskitJobSpec | None
+    problems: Sequence[str] = ()
+    unsupported: str | None = None
+    backend: str = ""
+    cost: str = ""
+
+
+def _judge(job: Object) -> _Judgement:
+    try:
+        spec = from_wire(job["spec"], QiskitJobSpec, "spec")
+    except DecodeError as error:
+        return _Judgement(None, [str(error)])
+    problems = [*problems_of(spec), *manifests.problems_of_resources(spec)]
+    try:
+        driver = controller_driver(spec.backend.type)
+    except NoDriver as error:
+        return _Judgement(spec, problems, f"spec.backend.type: {error}")
+    return _Judgement(
+        spec,
+        [*problems, *driver.problems(spec)],
+        manifests.unsupported(spec),
+        driver.backend_name(spec),
+        format_money(driver.cost(spec)),
+    )
+
+
+def _changes(started: QiskitJobSpec, spec: Mapping[str, Any]) -> list[str]:
+    """The fields of spec that no longer are what was started."""
+    try:
+        now = to_wire(from_wire(spec, QiskitJobSpec))
+    except DecodeError:
+        return ["spec"]
+    then = to_wire(started)
+    return [
+        f"spec.{field}"
+        for field in sorted({*then, *now})
+        if field not in MUTABLE and then.get(field) != now.get(field)
+    ]
+
+
+def _attempt_of(job: Object) -> int:
+    label = job["metadata"].get("labels", {}).get(names.ATTEMPT_LABEL, "")
+    return int(label) if label.isdecimal() else 0
+
+
+def _file_name(key: str) -> str:
+    """A ConfigMap key as a file name in the pod; plan.json is ours."""
+    return f"circuit-{key}" if key == PLAN_FILE else key
+
+
+def _uid_label(obj: Object) -> Iterable[str]:
+    uid = obj["metadata"].get("labels", {}).get(names.UID_LABEL)
+    return (uid,) if uid else ()
+
+
+def _belongs_to(obj: Object) -> Iterable[str]:
+    metadata = obj["metadata"]
+    if metadata.get("labels", {}).get(names.MANAGED_BY) == names.MANAGER:
+        job = metadata.get("annotations", {}).get(names.JOB_ANNOTATION)
+        if job:
+            yield f"{metadata['namespace']}/{job}"
+
+
+def _referenced_config_map(job: Object) -> Iterable[str]:
+    reference = job.get("spec", {}).get("circuit", {}).get("configMapRef") or {}
+    if reference.get("name"):
+        yield f"{job['metadata']['namespace']}/{reference['name']}"
+
+
+def _priority_of(job: Object) -> int:
+    wanted = job.get("spec", {}).get("execution", {}).get("priority", "normal")
+    return _PRIORITIES.get(wanted, 0)
+
+
+def _slim_pod(pod: Object) -> Object:
+    """A pod without its spec: the cache holds one for each job there ever was."""
+    return {
+        "apiVersion": pod.get("apiVersion"),
+        "kind": pod.get("kind"),
+        "metadata": pod["metadata"],
+        "status": pod.get("status", {}),
+    }
+
+
+def _slim_metadata(obj: Object) -> Object:
+    """Of ConfigMaps, which may be many and strangers', only what leads to a QiskitJob."""
+    metadata = obj["metadata"]
+    kept = {
+        each: metadata[each]
+        for each in ("name", "namespace", "uid", "resourceVersion")
+        if each in metadata
+    }
+    if metadata.get("labels", {}).get(names.MANAGED_BY) == names.MANAGER:
+        kept["labels"] = {names.MANAGED_BY: names.MANAGER}
+        job = metadata.get("annotations", {}).get(names.JOB_ANNOTATION)
+        kept["annotations"] = {names.JOB_ANNOTATION: job} if job else {}
+    return {"metadata": kept}

@@ -1,0 +1,59 @@
+"""``qiskit-runner <stage>``: one stage of a job's pod."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from qiskit_controller.api.run import ATTEMPT_ENV
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a stage; the exit code is the container's."""
+    parser = argparse.ArgumentParser(
+        prog="qiskit-runner", description="One stage of the pod of a QiskitJob."
+    )
+    parser.add_argument("stage", choices=("circuit", "executor"))
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        help="folder below which the pod's folders are, to run a stage outside a pod",
+    )
+    given = parser.parse_args(arguments)
+    _set_threads()
+    # Each stage imports its own needs only: what is imported is what the job waits for.
+    from qiskit_controller.runner.pod import Paths
+
+    paths = Paths.under(given.root)
+    if given.stage == "circuit":
+        from qiskit_controller.runner import circuit_stage
+        from qiskit_controller.runner.plan import read_plan
+
+        circuit_stage.run_stage(read_plan(paths), paths)
+        return 0
+    from qiskit_controller.runner import executor
+
+    return executor.run_stage(paths, int(os.environ.get(ATTEMPT_ENV, "1")))
+
+
+def _set_threads() -> None:
+    """Size thread pools by the container's CPUs; they would take the node's."""
+    from qiskit_controller.runner.pod import Cgroup
+
+    cpus = str(Cgroup().cpus())
+    for name, value in (
+        ("OMP_NUM_THREADS", cpus),
+        ("RAYON_NUM_THREADS", cpus),
+        # Before numpy is imported: its pool would be made at once, and never used.
+        ("OPENBLAS_NUM_THREADS", "1"),
+        # One circuit: no pool of processes.
+        ("QISKIT_PARALLEL", "FALSE"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""The stage ``executor``: validate the circuit, run it, store the result, report.
+
+The only stage with a token and credentials. What the untrusted stage left is read through
+:mod:`hostile` and :mod:`hostile_qpy`, and nothing else of it is touched; every number about the
+circuit is computed here.
+
+The report is written to the termination message in every case but one: a pod that is told to
+stop says nothing, so that the controller sees it lost and starts another that costs the user
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import attrs
+
+from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
+from qiskit_controller.api.qiskitjob import CircuitMetrics
+from qiskit_controller.api.run import (
+    CIRCUIT_FILE,
+    OUTCOME_FILE,
+    Outcome,
+    Plan,
+    Progress,
+    Reason,
+    Report,
+    Stage,
+    encode_report,
+    progress_key,
+)
+from qiskit_controller.drivers import NoDriver, RunFailed, RunResult, runner_driver
+from qiskit_controller.runner import rules, story
+from qiskit_controller.runner.cluster import ApiError, Cluster
+from qiskit_controller.runner.formats import Run, counts_json, write
+from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, clean, read_file
+from qiskit_controller.runner.hostile_qpy import load_circuit, metrics_of
+from qiskit_controller.runner.plan import read_plan
+from qiskit_controller.runner.pod import Cgroup, Paths
+from qiskit_controller.runner.results import document
+from qiskit_controller.runner.stores import StoreFailed, store_for
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+OUTCOME_BYTES = 65_536
+PRINTED_CHARACTERS = 4096
+PROGRESS_SECONDS = 10.0
+
+# Makes the client, of the pod's folders and the job's namespace.
+ClusterOf = Callable[[Paths, str], Cluster]
+
+
+def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf | None = None) -> int:
+    """Run the stage.
+
+    Args:
+        cluster_of: makes the client, of the paths and the namespace; a test has its own.
+
+    Returns:
+        The exit code: 0 when the result is stored, 1 when the report says why not.
+    """
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(143))
+    begun = time.monotonic()
+    execution = _Execution(paths, attempt, cluster_of or _in_pod)
+    report = execution.run()
+    story.show_end(report, time.monotonic() - begun)
+    paths.termination_log.write_text(encode_report(report))
+    return 0 if report.reason is None else 1
+
+
+def _in_pod(paths: Paths, namespace: str) -> Cluster:
+    return Cluster.from_environment(paths.token, namespace)
+
+
+@attrs.define
+class _Execution:
+    """One attempt; `report` grows with what is known."""
+
+    paths: Paths
+    attempt: int
+    cluster_of: ClusterOf
+    report: Report = attrs.field(
+        default=attrs.Factory(lambda self: Report(attempt=self.attempt), takes_self=True)
+    )
+
+    def run(self) -> Report:
+        """Everything, and the report of it."""
+        try:
+            self._run()
+        except (rules.BadCircuit, RunFailed, StoreFailed) as error:
+            self._fail(error.reason, error.message)
+        except NoDriver as error:
+            self._fail(Reason.UNSUPPORTED, f"spec.backend.type: {error}")
+        except MemoryError:
+            self._fail(
+                Reason.OUT_OF_MEMORY,
+                "the executor ran out of memory; raise spec.resources.limits.memory",
+            )
+        # The last line of defence: whatever it is, the controller gets a report of it, and the
+        # log the traceback.
+        except Exception as error:
+            traceback.print_exc()
+            self._fail(Reason.EXECUTOR_FAILED, f"{type(error).__name__}: {error}")
+        return self.report
+
+    def _fail(self, reason: Reason, message: str) -> None:
+        self.report = attrs.evolve(
+            self.report, reason=reason, message=clean(message, MESSAGE_CHARACTERS)
+        )
+
+    def _run(self) -> None:
+        plan = read_plan(self.paths)
+        story.show_job(plan, self.attempt)
+        _check_source(plan, self.paths)
+        outcome = _read_outcome(self.paths)
+        story.show_printed(outcome.printed)
+        if outcome.reason is not None:
+            raise rules.BadCircuit(_reason(outcome.reason), outcome.message)
+
+        circuit = self._load(plan)
+        metrics = metrics_of(circuit)
+        self.report = attrs.evolve(self.report, circuit_metrics=metrics)
+        story.show_circuit(circuit, metrics)
+        rules.check_bound(circuit)
+        rules.check_measured(circuit)
+
+        cluster = self.cluster_of(self.paths, plan.job.namespace)
+        store = store_for(plan, cluster)
+        driver = runner_driver(plan.spec.backend.type)
+        self._progress(cluster, plan, "Validated", metrics)
+
+        def executing(backend: str) -> None:
+            self.report = attrs.evolve(self.report, backend=backend)
+            story.say(f"Executing  on {backend}")
+            self._progress(cluster, plan, "Executing", metrics, backend)
+
+        result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
+        self._ran(result)
+        made = document(plan, self.attempt, metrics, result)
+        formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
+        stored = store.put(formatted, counts_json(made))
+        story.show_stored(stored)
+        self.report = attrs.evolve(
+            self.report,
+            stored=stored,
+            message=f"{made['shots']} shots on {result.backend} in "
+            f"{result.execution_time:.3g} s, {len(made['counts'])} outcomes",
+        )
+
+    def _load(self, plan: Plan) -> QuantumCircuit:
+        try:
+            content = read_file(self.paths.work, CIRCUIT_FILE, plan.limits.circuit_bytes)
+        except Unreadable as error:
+            raise rules.BadCircuit(Reason.CIRCUIT_INVALID, f"the circuit: {error}") from None
+        limit = Cgroup().memory_limit()
+        return load_circuit(content, memory_bytes=limit and limit * 3 // 4)
+
+    def _ran(self, result: RunResult) -> None:
+        transpiled = result.circuit
+        operations = ", ".join(
+            f"{n} {clean(str(name), 40)}" for name, n in list(transpiled.count_ops().items())[:12]
+        )
+        story.say(
+            f"Ran        {transpiled.num_qubits} qubits, depth {transpiled.depth()} after "
+            f"transpiling ({operations}), {result.execution_time:.3f} s"
+            + (f", seed {result.seed}" if result.seed is not None else "")
+        )
+        story.show_counts(result.counts)
+        self.report = attrs.evolve(
+            self.report,
+            backend=result.backend,
+            started=result.started.isoformat(timespec="microseconds"),
+            execution_time=result.execution_time,
+            shots=sum(result.counts.values()),
+            counts=dict(result.counts),
+            outcomes=len(result.counts),
+        )
+
+    def _progress(
+        self,
+        cluster: Cluster,
+        plan: Plan,
+        stage: Stage,
+        metrics: CircuitMetrics,
+        backend: str | None = None,
+    ) -> None:
+        """Tell the controller; without an answer the work goes on, the report says it all again."""
+        progress = Progress(
+            attempt=self.attempt, stage=stage, circuit_metrics=metrics, backend=backend
+        )
+        patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
+        try:
+            cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
+        except ApiError as error:
+            story.say(f"Note       the progress {stage} could not be told: {error}")
+
+
+def _check_source(plan: Plan, paths: Paths) -> None:
+    """The input folder holds the code that was planned."""
+    found = hashlib.sha256((paths.input / plan.source.file).read_bytes()).hexdigest()
+    if found != plan.source.sha256:
+        raise rules.BadCircuit(
+            Reason.SOURCE_HASH_MISMATCH,
+            f"{plan.source.file} has SHA-256 {found}, and not {plan.source.sha256} as planned",
+        )
+
+
+def _read_outcome(paths: Paths) -> Outcome:
+    """What the untrusted stage says of itself; its text is still as it was found."""
+    try:
+        content = read_file(paths.work, OUTCOME_FILE, OUTCOME_BYTES)
+        outcome = from_wire(json.loads(content), Outcome)
+    # RecursionError: JSON that is nested deeply.
+    except (Unreadable, DecodeError, ValueError, RecursionError) as error:
+        raise rules.BadCircuit(
+            Reason.CIRCUIT_INVALID,
+            f"the code's outcome cannot be read, so it has been tampered with: {error}",
+        ) from None
+    return attrs.evolve(outcome, printed=outcome.printed[-PRINTED_CHARACTERS:])
+
+
+def _reason(said: str) -> Reason:
+    """The reason that the untrusted stage gives, if it is one that it can have."""
+    known = {each.value: each for each in rules.CIRCUIT_REASONS}
+    return known.get(said, Reason.CIRCUIT_INVALID)

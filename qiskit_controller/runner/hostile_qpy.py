@@ -1,0 +1,232 @@
+"""Make a circuit of QPY bytes that the user's code may have forged.
+
+What ``qiskit.qpy.load`` could be made to do, read in Qiskit 2.6.2's sources, and what is done
+about it here:
+
+- *Old versions.* Up to version 12 a reader in Python takes over, which parses parameters as
+  SymPy text (``qiskit/qpy/binary_io/parse_sympy_repr.py``, an ``eval`` in Qiskit before 2.0) or
+  hands bytes to ``symengine.load_basic`` (``qiskit/qpy/common.py``), C++ that makes no promises
+  about forged input. The untrusted stage of our own image writes the newest version, so that is
+  the only one that is accepted here; it is read by Rust, and its expressions are a list of
+  operations that are never text (``crates/qpy/src/params.rs``).
+- *Pickle.* Arrays come as ``.npy`` through ``numpy.load``, whose ``allow_pickle`` is False unless
+  asked for (``py_deserialize_numpy_object`` in ``crates/qpy/src/py_methods.rs``).
+- *Annotations* need a factory that the caller passes; none is passed. Metadata is plain JSON.
+- *Classes by name.* An instruction that is not a standard gate names an attribute of
+  ``qiskit.circuit.library``, ``qiskit.circuit`` or ``qiskit.circuit.controlflow``, which is then
+  called with values from the file (``get_python_gate_class``); a Pauli evolution names one of
+  ``qiskit.synthesis.evolution``. That reaches functions, and module methods such as
+  ``__setattr__``. While a file is read, those four modules show their classes only.
+- *Size.* A few bytes can claim a register of 2^32 bits or an array of 2^40 numbers, and native
+  code can crash. A forked process with bounds on memory and time reads every file first; only
+  what it survived is read here.
+
+What is left is that Qiskit's constructors run on numbers, strings and arrays of the user's
+choice, and that transpiling, as everything else, takes the memory and time of the user's own job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import io
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import types
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qiskit_controller.api.qiskitjob import CircuitMetrics
+from qiskit_controller.api.run import Reason
+from qiskit_controller.runner.hostile import clean
+from qiskit_controller.runner.rules import BadCircuit
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+# Wall time for reading one file. A million gates take about ten seconds.
+PROBE_SECONDS = 120.0
+# What reading a file may allocate where the container has no limit.
+PROBE_BYTES = 4 << 30
+
+# File header of QPY: magic, format version, Qiskit's version, number of circuits, ...
+_HEADER = struct.Struct("!6sBBBBQ")
+
+_LOOKED_UP = (
+    "qiskit.circuit.library",
+    "qiskit.circuit",
+    "qiskit.circuit.controlflow",
+    "qiskit.synthesis.evolution",
+)
+# What Python's import system needs of a module.
+_IMPORT_ATTRIBUTES = frozenset({"__name__", "__path__", "__spec__", "__file__", "__package__"})
+
+
+def load_circuit(content: bytes, *, memory_bytes: int | None = None) -> QuantumCircuit:
+    """The one circuit in `content`.
+
+    Args:
+        memory_bytes: what reading it may allocate; 4 GiB when absent.
+
+    Raises:
+        BadCircuit: CircuitInvalid; it is no QPY file, not of the version of this image, holds
+            not exactly one circuit, or takes too much to read.
+    """
+    _check_header(content)
+    _probe(content, memory_bytes or PROBE_BYTES)
+    try:
+        return _load(content)
+    # What the probe survived may still fail here, for instance for want of memory.
+    except Exception as error:
+        raise _unreadable(f"{type(error).__name__}: {error}") from None
+
+
+def metrics_of(circuit: QuantumCircuit) -> CircuitMetrics:
+    """The numbers and the hash of a circuit.
+
+    The hash is that of the circuit written anew without its name and metadata, which differ
+    between runs of the same code: equal circuits have equal hashes as long as the runner image
+    has the same version of Qiskit.
+    """
+    from qiskit import qpy
+
+    bare = circuit.copy(name="circuit")
+    bare.metadata = {}
+    buffer = io.BytesIO()
+    qpy.dump(bare, buffer)
+    return CircuitMetrics(
+        qubits=circuit.num_qubits,
+        clbits=circuit.num_clbits,
+        depth=circuit.depth(),
+        gates=circuit.size(),
+        hash=hashlib.sha256(buffer.getbuffer()).hexdigest(),
+    )
+
+
+def _unreadable(why: str) -> BadCircuit:
+    return BadCircuit(
+        Reason.CIRCUIT_INVALID, f"the circuit cannot be read as QPY: {clean(why, 300)}"
+    )
+
+
+def _check_header(content: bytes) -> None:
+    from qiskit.qpy import QPY_VERSION
+
+    if len(content) < _HEADER.size:
+        raise _unreadable("it has no header")
+    magic, version, _, _, _, circuits = _HEADER.unpack_from(content)
+    if magic != b"QISKIT":
+        raise _unreadable("it has no header")
+    if version != QPY_VERSION:
+        raise _unreadable(f"it is of version {version}; this image writes {QPY_VERSION}")
+    if circuits != 1:
+        raise _unreadable(f"it holds {circuits} circuits instead of one")
+
+
+def _load(content: bytes) -> QuantumCircuit:
+    from qiskit import QuantumCircuit, qpy
+
+    with _classes_only():
+        (circuit,) = qpy.load(io.BytesIO(content))
+    if type(circuit) is not QuantumCircuit:
+        raise TypeError(f"a {type(circuit).__name__} is no circuit")
+    return circuit
+
+
+class _ClassesOnly(types.ModuleType):
+    """A module that shows its classes and submodules, and none of its functions."""
+
+    def __init__(self, real: types.ModuleType) -> None:
+        super().__init__(real.__name__)
+        object.__setattr__(self, "_real", real)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = getattr(object.__getattribute__(self, "_real"), name)
+        if name in _IMPORT_ATTRIBUTES or isinstance(value, types.ModuleType):
+            return value
+        if name.startswith("__") or (callable(value) and not isinstance(value, type)):
+            raise AttributeError(f"{name!r} is not a class")
+        return value
+
+
+@contextlib.contextmanager
+def _classes_only() -> Iterator[None]:
+    """Put :class:`_ClassesOnly` before the modules in which QPY looks names up."""
+    real = {name: importlib.import_module(name) for name in _LOOKED_UP}
+    sys.modules.update({name: _ClassesOnly(module) for name, module in real.items()})
+    try:
+        yield
+    finally:
+        sys.modules.update(real)
+
+
+def _probe(content: bytes, memory_bytes: int) -> None:
+    """Read `content` in a process that may die of it.
+
+    Raises:
+        BadCircuit: it did, or could not read it.
+    """
+    import qiskit.qpy  # noqa: F401  once, before the fork, and not in the child and again here
+
+    reading, writing = os.pipe()
+    # The child touches few of this process's pages; without this, its collector touches all.
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        _probe_child(content, memory_bytes, writing)
+    os.close(writing)
+    try:
+        said, ended = _wait(pid, reading)
+    finally:
+        os.close(reading)
+        gc.unfreeze()
+    if said == b"ok":
+        return
+    if said:
+        raise _unreadable(said.decode(errors="replace"))
+    if ended == -signal.SIGKILL:
+        raise _unreadable(f"it takes more than {PROBE_SECONDS:g} s or too much memory to read")
+    raise _unreadable(f"the reader crashed (exit code {ended})")
+
+
+def _probe_child(content: bytes, memory_bytes: int, writing: int) -> None:
+    """Never returns."""
+    said = b""
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        circuit = _load(content)
+        metrics_of(circuit)
+        said = b"ok"
+    # Rust panics arrive as a BaseException.
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            said = f"{type(error).__name__}: {error}".encode(errors="replace")[:2000]
+    finally:
+        with contextlib.suppress(BaseException):
+            os.write(writing, said)
+        os._exit(0 if said else 1)
+
+
+def _wait(pid: int, reading: int) -> tuple[bytes, int]:
+    """What the process said, and its exit code (negative for a signal)."""
+    deadline = time.monotonic() + PROBE_SECONDS
+    said = b""
+    # It says one thing, and its end closes the pipe.
+    while select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = os.read(reading, 4096)
+        if not chunk:
+            break
+        said += chunk
+    else:
+        os.kill(pid, signal.SIGKILL)
+        said = b""
+    _, status = os.waitpid(pid, 0)
+    return said, os.waitstatus_to_exitcode(status)

@@ -1,0 +1,257 @@
+"""Metrics in Prometheus' format: jobs, and the machinery under client-go's names."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from qiskit_controller.api.conditions import find
+from qiskit_controller.api.qiskitjob import Phase, QiskitJobStatus
+from qiskit_controller.api.quantities import parse_time
+
+_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 4 * 3600, 24 * 3600)
+# Work in the queue and reconciles are much shorter than jobs; client-go's own buckets.
+_FAST = (1e-3, 1e-2, 0.1, 1, 10)
+
+
+class JobMetrics:
+    """What becomes of jobs; counted when the status that says so has been written."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._finished = Counter(
+            "qiskit_job_finished_total",
+            "QiskitJobs that reached a final phase.",
+            ("backend_type", "phase", "reason"),
+            registry=registry,
+        )
+        self._transitions = Counter(
+            "qiskit_job_phase_transitions_total",
+            "Phases that QiskitJobs entered.",
+            ("backend_type", "phase"),
+            registry=registry,
+        )
+        self._shots = Counter(
+            "qiskit_job_shots_total",
+            "Shots of completed QiskitJobs.",
+            ("backend_type",),
+            registry=registry,
+        )
+        self._attempts = Histogram(
+            "qiskit_job_attempts",
+            "Attempts that finished QiskitJobs had taken.",
+            ("backend_type",),
+            buckets=(1, 2, 3, 5, 10),
+            registry=registry,
+        )
+        self._total = Histogram(
+            "qiskit_job_duration_seconds",
+            "From the start to the end of finished QiskitJobs.",
+            ("backend_type", "phase"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._execution = Histogram(
+            "qiskit_job_execution_seconds",
+            "Executing, for completed QiskitJobs.",
+            ("backend_type",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue = Histogram(
+            "qiskit_job_queue_seconds",
+            "Waiting before executing, for completed QiskitJobs.",
+            ("backend_type",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def transition(self, job: Mapping[str, Any], status: QiskitJobStatus) -> None:
+        """Count that a job has entered the phase in its new status."""
+        backend_type = _backend_type(job)
+        self._transitions.labels(backend_type, status.phase).inc()
+        if status.completion_time is None:
+            return
+        failed = find(status.conditions, "Failed")
+        reason = failed.reason if failed is not None and failed.status == "True" else ""
+        self._finished.labels(backend_type, status.phase, reason).inc()
+        self._attempts.labels(backend_type).observe(len(status.attempts))
+        if status.start_time is not None:
+            took = parse_time(status.completion_time) - parse_time(status.start_time)
+            self._total.labels(backend_type, status.phase).observe(took.total_seconds())
+        if status.results is not None:
+            shots = job["spec"].get("execution", {}).get("shots", 0)
+            self._shots.labels(backend_type).inc(shots)
+            self._execution.labels(backend_type).observe(status.results.execution_time or 0.0)
+            self._queue.labels(backend_type).observe(status.results.queue_time or 0.0)
+
+
+def _backend_type(job: Mapping[str, Any]) -> str:
+    return str(job.get("spec", {}).get("backend", {}).get("type", "unknown"))
+
+
+class JobsByPhase(Collector):
+    """How many QiskitJobs are in each phase, counted in the cache when asked."""
+
+    def __init__(self, jobs: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        tally = Tally(
+            (_backend_type(job), job.get("status", {}).get("phase") or "Pending")
+            for job in self._jobs()
+        )
+        family = GaugeMetricFamily(
+            "qiskit_jobs", "QiskitJobs by phase.", labels=("backend_type", "phase")
+        )
+        for backend_type in sorted({backend_type for backend_type, _ in tally}):
+            for phase in get_args(Phase):
+                family.add_metric((backend_type, phase), tally[backend_type, phase])
+        yield family
+
+
+class QueueMetrics:
+    """A work queue's own account, under client-go's names."""
+
+    def __init__(self, registry: CollectorRegistry, name: str) -> None:
+        def named(metric: Any) -> Any:
+            return metric.labels(name)
+
+        self._depth = named(
+            Gauge("workqueue_depth", "Keys that wait.", ("name",), registry=registry)
+        )
+        self._adds = named(
+            Counter("workqueue_adds_total", "Keys added.", ("name",), registry=registry)
+        )
+        self._retries = named(
+            Counter("workqueue_retries_total", "Keys retried.", ("name",), registry=registry)
+        )
+        self._latency = named(
+            Histogram(
+                "workqueue_queue_duration_seconds",
+                "From adding a key to working on it.",
+                ("name",),
+                buckets=_FAST,
+                registry=registry,
+            )
+        )
+        self._work = named(
+            Histogram(
+                "workqueue_work_duration_seconds",
+                "Working on a key.",
+                ("name",),
+                buckets=_FAST,
+                registry=registry,
+            )
+        )
+        self._unfinished = named(
+            Gauge(
+                "workqueue_unfinished_work_seconds",
+                "Work under way, all of it together.",
+                ("name",),
+                registry=registry,
+            )
+        )
+        self._longest = named(
+            Gauge(
+                "workqueue_longest_running_processor_seconds",
+                "The key that has been worked on for longest.",
+                ("name",),
+                registry=registry,
+            )
+        )
+
+    def depth(self, depth: int) -> None:
+        """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
+        self._depth.set(depth)
+
+    def added(self) -> None:
+        """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
+        self._adds.inc()
+
+    def latency(self, seconds: float) -> None:
+        """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
+        self._latency.observe(seconds)
+
+    def work_duration(self, seconds: float) -> None:
+        """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
+        self._work.observe(seconds)
+
+    def retried(self) -> None:
+        """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
+        self._retries.inc()
+
+    def watch(self, unfinished: Callable[[], float], longest: Callable[[], float]) -> None:
+        """Ask for what only the queue knows whenever metrics are read."""
+        self._unfinished.set_function(unfinished)
+        self._longest.set_function(longest)
+
+
+class ReconcileMetrics:
+    """Reconciles by outcome, under controller-runtime's names."""
+
+    def __init__(self, registry: CollectorRegistry, controller: str) -> None:
+        self._controller = controller
+        self._total = Counter(
+            "controller_runtime_reconcile_total",
+            "Reconciles.",
+            ("controller", "result"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "controller_runtime_reconcile_time_seconds",
+            "Time of a reconcile.",
+            ("controller",),
+            buckets=_FAST,
+            registry=registry,
+        )
+
+    def reconciled(self, outcome: str, seconds: float) -> None:
+        """See :class:`qiskit_controller.kube.controller.ControllerMetrics`."""
+        self._total.labels(self._controller, outcome).inc()
+        self._seconds.labels(self._controller).observe(seconds)
+
+
+class RequestMetrics:
+    """Requests to the API server, under client-go's names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._total = Counter(
+            "rest_client_requests_total",
+            "Requests to the API server.",
+            ("verb", "resource", "code"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "rest_client_request_duration_seconds",
+            "Time of a request to the API server.",
+            ("verb",),
+            buckets=_FAST,
+            registry=registry,
+        )
+
+    def request(self, verb: str, resource: str, status: int, seconds: float) -> None:
+        """See :class:`qiskit_controller.kube.client.ClientMetrics`."""
+        self._total.labels(verb, resource, str(status)).inc()
+        self._seconds.labels(verb).observe(seconds)
+
+
+class LeaderMetrics:
+    """Whether this replica leads, under client-go's name."""
+
+    def __init__(self, registry: CollectorRegistry, name: str) -> None:
+        self._gauge = Gauge(
+            "leader_election_master_status",
+            "1 on the replica that leads, else 0.",
+            ("name",),
+            registry=registry,
+        ).labels(name)
+
+    def leading(self, leading: bool) -> None:
+        """See :class:`qiskit_controller.kube.leaderelection.LeaderMetrics`."""
+        self._gauge.set(int(leading))

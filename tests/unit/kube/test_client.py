@@ -1,0 +1,254 @@
+"""The client against a server that answers what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from typing import Any
+
+import aiohttp
+import pytest
+
+from qiskit_controller.kube.client import (
+    CONFIGMAPS,
+    JOBS,
+    NAMESPACES,
+    AlreadyExists,
+    ApiError,
+    Client,
+    Conflict,
+    ConnectionFailed,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    Resource,
+    Unauthorized,
+)
+
+
+class Requests(list[tuple[str, str, int]]):
+    def request(self, verb: str, resource: str, status: int, seconds: float) -> None:
+        self.append((verb, resource, status))
+
+
+@pytest.fixture
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Takes the time out of retries, and keeps what they would have waited."""
+    slept: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+        await real(0)
+
+    monkeypatch.setattr("qiskit_controller.kube.client.asyncio.sleep", sleep)
+    return slept
+
+
+@pytest.mark.parametrize(
+    ("resource", "arguments", "path"),
+    [
+        (CONFIGMAPS, (), "/api/v1/configmaps"),
+        (CONFIGMAPS, ("ns",), "/api/v1/namespaces/ns/configmaps"),
+        (CONFIGMAPS, ("ns", "a"), "/api/v1/namespaces/ns/configmaps/a"),
+        (JOBS, ("ns", "a", "status"), "/apis/batch/v1/namespaces/ns/jobs/a/status"),
+        (NAMESPACES, (None, "ns"), "/api/v1/namespaces/ns"),
+        (NAMESPACES, ("ignored", "ns"), "/api/v1/namespaces/ns"),
+        (Resource("g.io", "v2", "things", "Thing"), ("n", "a/../b"),
+         "/apis/g.io/v2/namespaces/n/things/a%2F..%2Fb"),
+    ],
+)  # fmt: skip
+def test_paths(resource: Resource, arguments: tuple[Any, ...], path: str) -> None:
+    assert resource.path(*arguments) == path
+
+
+def test_a_namespaced_object_needs_a_namespace() -> None:
+    with pytest.raises(ValueError, match="needs a namespace"):
+        CONFIGMAPS.path(None, "a")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        (404, "NotFound", NotFound),
+        (409, "AlreadyExists", AlreadyExists),
+        (409, "Conflict", Conflict),
+        (422, "Invalid", Invalid),
+        (403, "Forbidden", Forbidden),
+        (401, "Unauthorized", Unauthorized),
+        (410, "Expired", Gone),
+        (410, "Gone", Gone),
+        (500, "InternalError", ApiError),
+        (504, "Timeout", ApiError),
+    ],
+)
+async def test_errors_come_from_the_status_object(
+    api: Any, client: Client, code: int, reason: str, kind: type[ApiError]
+) -> None:
+    api.lists.append(api.error(code, reason, details={"name": "a", "kind": "configmaps"}))
+    with pytest.raises(ApiError) as caught:
+        await client.get(CONFIGMAPS, "a", "ns")
+    assert type(caught.value) is kind
+    assert (caught.value.status, caught.value.reason) == (code, reason)
+    assert caught.value.message == reason.lower()
+    assert caught.value.details["name"] == "a"
+
+
+async def test_an_error_without_a_status_object_still_says_what_it_was(
+    api: Any, client: Client
+) -> None:
+    api.lists.append(api.plain(502, "<html>bad gateway</html>"))
+    with pytest.raises(ApiError, match="bad gateway") as caught:
+        await client.get(CONFIGMAPS, "a", "ns")
+    assert (caught.value.status, caught.value.reason) == (502, "BadGateway")
+
+
+async def test_credentials_are_in_no_error(scripted: Any, connect: Any) -> None:
+    api, url = scripted
+    api.lists.extend([api.error(403, "Forbidden"), *[api.refuse()] * 4])
+    async with connect(url, token="hunter2") as client:
+        for _ in range(2):
+            with pytest.raises(ApiError) as caught:
+                await client.get(CONFIGMAPS, "a", "ns")
+            told = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+            assert "hunter2" not in told
+    assert api.requests[0].headers["Authorization"] == "Bearer hunter2"
+
+
+async def test_too_many_requests_waits_as_told(
+    api: Any, client: Client, no_sleep: list[float]
+) -> None:
+    refusal = api.error(429, "TooManyRequests", headers={"Retry-After": "2"})
+    api.lists.extend([refusal, refusal, api.page(version=7)])
+    made = await client.create(CONFIGMAPS, api.configmap("a"))  # also a write
+    assert made["metadata"]["resourceVersion"] == "7"
+    assert no_sleep == [2, 2]
+
+
+async def test_retries_are_bounded(api: Any, client: Client, no_sleep: list[float]) -> None:
+    api.lists.extend([api.error(429, "TooManyRequests", headers={"Retry-After": "1"})] * 9)
+    with pytest.raises(ApiError) as caught:
+        await client.get(CONFIGMAPS, "a", "ns")
+    assert caught.value.retry_after == 1
+    assert len(api.requests) == 4
+
+
+async def test_a_long_wait_is_left_to_the_caller(api: Any, client: Client) -> None:
+    api.lists.append(api.error(429, "TooManyRequests", headers={"Retry-After": "600"}))
+    with pytest.raises(ApiError) as caught:
+        await client.get(CONFIGMAPS, "a", "ns")
+    assert caught.value.retry_after == 600
+    assert len(api.requests) == 1
+
+
+async def test_a_read_survives_resets(api: Any, client: Client, no_sleep: list[float]) -> None:
+    # aiohttp itself asks once more on a connection that it had kept open.
+    api.lists.extend([api.refuse()] * 3 + [api.page(version=1)])
+    await client.list(CONFIGMAPS, "ns")
+    assert all(delay < 1 for delay in no_sleep)
+
+
+async def test_a_write_that_may_have_happened_is_not_repeated(api: Any, client: Client) -> None:
+    api.lists.append(api.refuse())
+    with pytest.raises(ConnectionFailed):
+        await client.create(CONFIGMAPS, api.configmap("a"))
+    assert len(api.requests) == 1
+
+
+async def test_no_answer_is_a_timeout(scripted: Any, connect: Any) -> None:
+    api, url = scripted
+    api.lists.append(api.stream(then="hang"))
+    async with connect(url, timeout=0.1) as client:
+        with pytest.raises(ConnectionFailed) as caught:
+            await client.get(CONFIGMAPS, "a", "ns")
+    assert caught.value.reason == "Timeout"
+    assert len(api.requests) == 1
+
+
+async def test_a_server_that_is_not_there(connect: Any, unused_tcp_port: int) -> None:
+    async with connect(f"http://127.0.0.1:{unused_tcp_port}") as client:
+        with pytest.raises(ConnectionFailed) as caught:
+            await client.replace(CONFIGMAPS, {"metadata": {"name": "a", "namespace": "ns"}})
+    assert caught.value.status == 0
+
+
+async def test_an_answer_that_is_no_object(api: Any, client: Client, no_sleep: list[float]) -> None:
+    api.lists.extend([api.plain(200, "hello")] * 4)
+    with pytest.raises(ConnectionFailed, match="not a JSON object"):
+        await client.get(CONFIGMAPS, "a", "ns")
+
+
+async def test_delete_sends_its_preconditions(api: Any, client: Client) -> None:
+    bodies = []
+
+    async def keep(request: Any) -> Any:
+        bodies.append(await request.json())
+        return await api.page(version=1)(request)
+
+    api.lists.extend([keep, keep])
+    await client.delete(CONFIGMAPS, "a", "ns", uid="u", resource_version="5")
+    await client.delete(
+        CONFIGMAPS, "a", "ns", propagation="Foreground", grace_period_seconds=0
+    )
+    assert bodies[0]["preconditions"] == {"uid": "u", "resourceVersion": "5"}
+    assert bodies[0]["propagationPolicy"] == "Background"
+    assert "preconditions" not in bodies[1]
+    assert bodies[1]["gracePeriodSeconds"] == 0
+
+
+async def test_patches_name_their_type(api: Any, client: Client) -> None:
+    api.lists.extend([api.page(version=1)] * 2)
+    await client.patch(CONFIGMAPS, "a", "ns", [{"op": "test"}], patch_type="json")
+    await client.patch(
+        CONFIGMAPS, "a", "ns", {}, patch_type="apply", field_manager="me", force=True
+    )
+    assert api.requests[0].headers["Content-Type"] == "application/json-patch+json"
+    assert api.requests[1].headers["Content-Type"] == "application/apply-patch+yaml"
+    assert dict(api.requests[1].query) == {"fieldManager": "me", "force": "true"}
+
+
+async def test_metrics_count_every_try(scripted: Any, connect: Any, no_sleep: list[float]) -> None:
+    api, url = scripted
+    api.lists.extend(
+        [api.error(429, "TooManyRequests", headers={"Retry-After": "1"}), api.page(version=1)]
+    )
+    api.watches.append(api.stream())
+    seen = Requests()
+    async with connect(url, metrics=seen) as client:
+        await client.list(CONFIGMAPS)
+        async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=1):
+            pass
+    assert seen == [("list", "configmaps", 429), ("list", "configmaps", 200),
+                    ("watch", "configmaps", 200)]  # fmt: skip
+
+
+async def test_client_side_rate_limit(scripted: Any, connect: Any, no_sleep: list[float]) -> None:
+    api, url = scripted
+    api.lists.extend([api.page(version=1)] * 4)
+    async with connect(url, qps=10, burst=2) as client:
+        for _ in range(4):
+            await client.list(CONFIGMAPS)
+    assert no_sleep[:2] == [0, 0]
+    assert all(delay > 0 for delay in no_sleep[2:])
+
+
+async def test_secrets_do_not_reach_the_debug_log(
+    api: Any, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    api.lists.append(api.page(api.configmap("a", password="hunter2"), version=1))
+    await client.list(CONFIGMAPS, "ns")
+    assert "hunter2" not in caplog.text
+
+
+async def test_the_response_is_closed_when_a_watch_is_left_early(
+    api: Any, client: Client
+) -> None:
+    api.watches.append(api.stream(*[api.line("ADDED", api.configmap("a"))] * 3, then="hang"))
+    async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=60) as events:
+        async for event in events:
+            assert event.type == "ADDED"
+            break
+    connector: aiohttp.BaseConnector = client._api.rest_client.pool_manager.connector
+    assert not connector._acquired
