@@ -106,7 +106,7 @@ def files() -> dict[Path, str]:
     crd = qiskitjob_crd()
     return {
         Path("crd/qiskitjobs.yaml"): _HEADER + _yaml(crd),
-        Path("components/kubernetes-1.24/qiskitjobs-without-cel.yaml"): _HEADER
+        Path("components/kubernetes-before-1.25/qiskitjobs-without-cel.yaml"): _HEADER
         + _yaml(without_cel(crd)),
     }
 

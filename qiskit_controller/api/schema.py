@@ -48,7 +48,7 @@ def object_schema(cls: type) -> Schema:
                 "default" in each for each in schema.get("properties", {}).values()
             ):
                 schema["default"] = {}
-        elif attribute.default is not None and attribute.default != ():
+        elif attribute.default not in (None, (), ""):
             schema["default"] = to_wire(attribute.default)
         properties[name] = schema
     result: Schema = {"type": "object", "properties": properties}

@@ -173,7 +173,7 @@ class Client:
         self._api: Any = api_client  # Any, for its methods carry no types.
         self._timeout = timeout
         self._bucket = TokenBucket(qps, burst) if qps else None
-        self._metrics: ClientMetrics = metrics or _NoMetrics()
+        self._metrics: ClientMetrics = _NoMetrics() if metrics is None else metrics
 
     @classmethod
     async def connect(

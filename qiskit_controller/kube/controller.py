@@ -75,7 +75,7 @@ class Controller:
         self.queue = queue
         self._reconcile = reconcile
         self._workers = workers
-        self._metrics: ControllerMetrics = metrics or _NoMetrics()
+        self._metrics: ControllerMetrics = _NoMetrics() if metrics is None else metrics
         self._log = log.bind(controller=name)
 
     async def run(self) -> None:

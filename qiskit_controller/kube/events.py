@@ -177,8 +177,8 @@ class EventRecorder:
         self._client = client
         self._component = component
         self._instance = instance
-        self._limits = limits or Limits()
-        self._metrics: EventMetrics = metrics or _NoMetrics()
+        self._limits = Limits() if limits is None else limits
+        self._metrics: EventMetrics = _NoMetrics() if metrics is None else metrics
         self._now = now
         self._correlator = _Correlator(self._limits, clock)
         self._buffer: deque[_Occurrence] = deque()

@@ -110,7 +110,7 @@ class LeaderElector:
         self._lease_duration = lease_duration
         self._renew_deadline = renew_deadline
         self._retry_period = retry_period
-        self._metrics: LeaderMetrics = metrics or _NoMetrics()
+        self._metrics: LeaderMetrics = _NoMetrics() if metrics is None else metrics
         self._on_stuck = on_stuck
         self._clock = clock
 

@@ -98,8 +98,10 @@ class WorkQueue(Generic[K]):
         metrics: QueueMetrics | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._limiter: RateLimiter[K] = rate_limiter or default_controller_rate_limiter()
-        self._metrics: QueueMetrics = metrics or _NoMetrics()
+        self._limiter: RateLimiter[K] = (
+            default_controller_rate_limiter() if rate_limiter is None else rate_limiter
+        )
+        self._metrics: QueueMetrics = _NoMetrics() if metrics is None else metrics
         self._clock = clock
         self._order = itertools.count()
 

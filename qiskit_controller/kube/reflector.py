@@ -100,7 +100,7 @@ class Reflector:
         self._field_selector = field_selector
         self._metadata_only = metadata_only
         self._transform = transform
-        self._tuning = tuning or Tuning()
+        self._tuning = Tuning() if tuning is None else tuning
         self._clock = clock
         # One item (None) whose failures are counted, with jitter up to double the delay.
         self._backoff: ItemExponentialBackoff[None] = ItemExponentialBackoff(

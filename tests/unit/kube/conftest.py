@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -260,15 +261,33 @@ async def client(
 class Eventually:
     """Waits for what other tasks bring about."""
 
-    async def __call__(self, condition: Callable[[], object], timeout: float = 5.0) -> None:
-        async with asyncio.timeout(timeout):
-            while not condition():
+    async def __call__(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 - the server under test sets no Event
                 await asyncio.sleep(0.002)
 
 
 @pytest.fixture
 def eventually() -> Eventually:
     return Eventually()
+
+
+@pytest.fixture
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[float]]:
+    """Takes the time out of the sleeps in one module; returns what they would have taken."""
+
+    def patch(module: str) -> list[float]:
+        slept: list[float] = []
+
+        async def sleep(delay: float) -> None:
+            slept.append(delay)
+            await asyncio.sleep(0)
+
+        everything = {**vars(asyncio), "sleep": sleep}
+        monkeypatch.setattr(f"{module}.asyncio", SimpleNamespace(**everything))
+        return slept
+
+    return patch
 
 
 @pytest.fixture

@@ -277,16 +277,9 @@ async def test_a_failed_list_is_retried(api: Any, informer: Informer, running: A
 
 
 async def test_delays_grow_and_start_over_after_progress(
-    api: Any, client: Client, running: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+    api: Any, client: Client, running: Any, eventually: Any, no_sleep: Any
 ) -> None:
-    slept: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(delay: float) -> None:
-        slept.append(delay)
-        await real(0)
-
-    monkeypatch.setattr("qiskit_controller.kube.reflector.asyncio.sleep", sleep)
+    slept = no_sleep("qiskit_controller.kube.reflector")
     informer = Informer(client, CONFIGMAPS, tuning=Tuning(watch_seconds=(60, 60)))
     api.lists.append(api.page(version=10))
     api.watches.extend([api.plain(500)] * 7)
