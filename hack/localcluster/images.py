@@ -36,6 +36,8 @@ _PRUNE = (
     "echo '# none' > etc/pip.conf; "
     "rm -f etc/hostname etc/resolv.conf etc/machine-id var/cache/ldconfig/aux-cache"
 )
+_BUILD = ("build", "--isolation", "chroot", "--format", "docker")
+_PRIVATE_MOUNTS = ("unshare", "--mount", "--propagation", "private")
 # sh -c ... sh COUNT SOURCE TARGET ... COMMAND
 _BIND_THEN_RUN = (
     "n=$1; shift; "
@@ -64,8 +66,7 @@ def base_image() -> str:
                 'CMD ["python3"]\n'
             )
             _buildah(
-                ["build", "--isolation", "chroot", "--format", "docker", "--file", recipe]
-                + ["--tag", BASE_IMAGE, archive.parent],
+                [*_BUILD, "--file", recipe, "--tag", BASE_IMAGE, archive.parent],
                 what=f"make the image {BASE_IMAGE}",
             )
     return BASE_IMAGE
@@ -89,10 +90,13 @@ def build(target: str) -> str:
         volumes, binds = _pip_access(work)
         say(f"building {name}")
         _buildah(
-            ["build", "--isolation", "chroot", "--network", "host", "--format", "docker"]
-            + ["--layers", "--pull-never", "--target", target, "--tag", name]
-            + ["--build-arg", f"BASE_IMAGE={base}", "--file", recipe]
-            + [*volumes, _REPOSITORY],
+            [
+                *(*_BUILD, "--network", "host", "--layers", "--pull-never"),
+                *("--build-arg", f"BASE_IMAGE={base}"),
+                *("--file", recipe, "--target", target, "--tag", name),
+                *volumes,
+                _REPOSITORY,
+            ],
             what=f"build {name}",
             binds=binds,
             log=log,
@@ -158,9 +162,11 @@ def _root_filesystem() -> Path:
         signed = [f"--keyring={keyring}"] if keyring.exists() else []
         run(
             # It mounts /proc in the tree; in a namespace of its own that ends with it.
-            ["unshare", "--mount", "--propagation", "private", "debootstrap"]
-            + [*signed, "--variant=minbase", f"--include={','.join(_PACKAGES)}"]
-            + [_SUITE, tree, apt.mirror(_SUITE)],
+            [
+                *(*_PRIVATE_MOUNTS, "debootstrap", *signed),
+                *("--variant=minbase", f"--include={','.join(_PACKAGES)}"),
+                *(_SUITE, tree, apt.mirror(_SUITE)),
+            ],
             what=f"make a Debian {_SUITE} file system",
             hint="The machine's apt sources must carry it.",
             env={"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"},
@@ -168,9 +174,12 @@ def _root_filesystem() -> Path:
         )
         run(["sh", "-c", _PRUNE], what="clean up the file system", cwd=tree)
         run(
-            ["tar", "--create", "--file", out / "rootfs.tar", "--numeric-owner", "--sort=name"]
-            + ["--xattrs", "--one-file-system", "--exclude=./dev/*", "--exclude=./proc/*"]
-            + ["--directory", tree, "."],
+            [
+                *("tar", "--create", "--file", out / "rootfs.tar"),
+                *("--numeric-owner", "--sort=name", "--xattrs"),
+                *("--one-file-system", "--exclude=./dev/*", "--exclude=./proc/*"),
+                *("--directory", tree, "."),
+            ],
             what="pack the file system",
         )
         shutil.rmtree(tree)
@@ -283,10 +292,13 @@ def _buildah(
             target.touch()
         pairs += [source, target]
     return run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _BIND_THEN_RUN, "sh"]
-        + [str(len(pairs) // 2), *pairs, "nice", "-n", "5"]
-        + ["buildah", "--root", storage, "--runroot", storage.parent / "run"]
-        + ["--storage-driver", "overlay", *arguments],
+        [
+            *(*_PRIVATE_MOUNTS, "sh", "-c", _BIND_THEN_RUN, "sh"),
+            str(len(pairs) // 2),
+            *pairs,
+            *("nice", "-n", "5", "buildah", "--storage-driver", "overlay"),
+            *("--root", storage, "--runroot", storage.parent / "run", *arguments),
+        ],
         what=what,
         env={"TMPDIR": str(cache.path("tmp", "x").parent), "BUILDAH_ISOLATION": "chroot"},
         log=log,

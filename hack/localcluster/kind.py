@@ -42,14 +42,12 @@ def up(name: str) -> None:
     if _kind_name(name) not in _clusters():
         say(f"kind creates the cluster {name!r}")
         run(
-            ["kind", "create", "cluster", "--name", _kind_name(name)]
-            + ["--kubeconfig", kubeconfig(name), "--wait", "120s"],
+            ["kind", "create", "cluster", *_options(name), "--wait", "120s"],
             what="create a cluster with kind",
             hint="Set QISKIT_CLUSTER_PROVIDER=debian to do without kind.",
         )
     run(
-        ["kind", "export", "kubeconfig", "--name", _kind_name(name)]
-        + ["--kubeconfig", kubeconfig(name)],
+        ["kind", "export", "kubeconfig", *_options(name)],
         what="get the kubeconfig from kind",
     )
 
@@ -57,8 +55,7 @@ def up(name: str) -> None:
 def down(name: str) -> None:
     """Delete the cluster. Raises ClusterError."""
     run(
-        ["kind", "delete", "cluster", "--name", _kind_name(name)]
-        + ["--kubeconfig", kubeconfig(name)],
+        ["kind", "delete", "cluster", *_options(name)],
         what="delete the cluster with kind",
     )
     kubeconfig(name).unlink(missing_ok=True)
@@ -93,6 +90,10 @@ def load(name: str, image: str) -> None:
 
 def _clusters() -> list[str]:
     return run(["kind", "get", "clusters"], what="ask kind for its clusters").split()
+
+
+def _options(name: str) -> list[str]:
+    return ["--name", _kind_name(name), "--kubeconfig", str(kubeconfig(name))]
 
 
 def _kind_name(name: str) -> str:

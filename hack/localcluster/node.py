@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from localcluster import apt, binaries, cache, cgroups, components, daemon, network, pki
+from localcluster import binaries, cache, cgroups, components, daemon, network, pki
 from localcluster.proc import ClusterError, require_root, run, say, tail
 
 _MS_BIND = 4096
@@ -124,16 +124,15 @@ class Cluster:
             network.connect(self.link, self._require_up())
             self._start("etcd")
             self._start("containerd")
-            self._wait("etcd", "to answer", 30, lambda: self._listens("127.0.0.1", 2379))
+            self._wait("etcd", "answers", 30, lambda: self._listens("127.0.0.1", 2379))
             self._start("kube-apiserver")
-            self._wait("containerd", "to answer", 30, self._containerd_answers)
+            self._wait("containerd", "answers", 30, self._containerd_answers)
             self._import_pause()
             self._start("kubelet")  # it takes five seconds before it needs the API server
-            self._wait("kube-apiserver", "to be ready", 90, self._api_ready)
+            self._wait("kube-apiserver", "is ready", 90, self._api_ready)
             for name in components.NAMES:
                 self._start(name)
-            self._wait("kubelet", "to report the node Ready", 90, self.ready)
-            self.kubeconfig.touch()  # says when it was last known good
+            self._wait("kubelet", "reports the node Ready", 90, self.ready)
             say(f"the cluster {self.name!r} is up")
 
     def down(self) -> None:
@@ -288,11 +287,11 @@ class Cluster:
                 why = f"{component} ended" if dead else f"it took over {seconds:.0f} s"
                 shown = tail(log.read_text(errors="replace")) if log.exists() else ""
                 raise ClusterError(
-                    f"could not get {component} {what}: {why}\n{shown}\n  log: {log}\n"
+                    f"could not wait until {component} {what}: {why}\n{shown}\n  log: {log}\n"
                     "  Try again; if that does not help: hack/cluster down, then up."
                 )
             time.sleep(0.1)
-        say(f"{component}: waited for it {what}")
+        say(f"{component} {what}")
 
     def _listens(self, address: str, port: int) -> bool:
         """Whether something on the node listens on ``port``."""
@@ -412,11 +411,11 @@ def _write_image(archive: Path, name: str, program: Path) -> None:
     config_name = hashlib.sha256(encoded).hexdigest() + ".json"
     manifest = [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(archive, "w") as outer:
-        for path, content in (
+        for path, data in (
             ("layer.tar", layer.getvalue()),
             (config_name, encoded),
             ("manifest.json", json.dumps(manifest).encode()),
         ):
             entry = tarfile.TarInfo(path)
-            entry.size = len(content)
-            outer.addfile(entry, io.BytesIO(content))
+            entry.size = len(data)
+            outer.addfile(entry, io.BytesIO(data))

@@ -72,8 +72,7 @@ class Authority:
             return
         # RSA: every client library and token reviewer knows RS256.
         run(
-            ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]
-            + ["-out", private],
+            ["openssl", "genpkey", "-algorithm", "RSA", "-out", private],
             what="make the service account key",
         )
         run(
@@ -86,12 +85,14 @@ class Authority:
     ) -> None:
         target = self._folder / f"{name}.crt"
         fresh = self._folder / f"{name}.crt.new"
+        added = [part for extension in extensions for part in ("-addext", extension)]
         run(
-            ["openssl", "req", "-x509", "-config", self._folder / "openssl.cnf", "-nodes"]
-            + ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", _DAYS]
-            + ["-subj", subject, "-keyout", self._folder / f"{name}.key", "-out", fresh]
-            + [part for extension in extensions for part in ("-addext", extension)]
-            + signer,
+            [
+                *("openssl", "req", "-x509", "-config", self._folder / "openssl.cnf"),
+                *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+                *("-days", _DAYS, "-subj", subject, *added, *signer),
+                *("-keyout", self._folder / f"{name}.key", "-out", fresh),
+            ],
             what=f"make the certificate {name}",
             hint="It needs OpenSSL 3.",
         )

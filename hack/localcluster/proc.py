@@ -6,6 +6,7 @@ Everything here that can fail for a reason a person can act on raises
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,55 +44,34 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     log: Path | None = None,
-    stdin: str | None = None,
-    timeout: float | None = None,
 ) -> str:
     """Run ``command`` to its end and return its standard output.
 
     ``what`` completes the sentence "could not ..." and ``hint`` is what the
     reader can do. ``env`` is added to this process's own environment. With
     ``log`` both output streams are appended to that file instead and the
-    result is empty. ``timeout`` is in seconds.
+    result is empty.
 
-    Raises ClusterError when the program is missing, fails, or takes too long.
+    Raises ClusterError when the program is missing or fails.
     """
     argv = [str(part) for part in command]
-    full_env = {**os.environ, **(env or {})}
-    try:
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as sink:
-                done = subprocess.run(
-                    argv,
-                    env=full_env,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    timeout=timeout,
-                    check=False,
-                )
-            stdout, shown = "", log.read_text(errors="replace")
-        else:
-            result = subprocess.run(
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(log.open("ab")) if log else subprocess.PIPE
+        try:
+            done = subprocess.run(
                 argv,
-                env=full_env,
+                env={**os.environ, **(env or {})},
                 cwd=cwd,
-                input=stdin if stdin is not None else "",
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT if log else subprocess.PIPE,
                 check=False,
             )
-            done = result  # type: ignore[assignment]
-            stdout, shown = result.stdout, result.stderr or result.stdout
-    except FileNotFoundError as error:
-        raise ClusterError(_sentence(what, f"{argv[0]} is not installed", hint)) from error
-    except subprocess.TimeoutExpired as error:
-        reason = f"{Path(argv[0]).name} did not end within {timeout:.0f} s"
-        raise ClusterError(_sentence(what, reason, hint, log)) from error
+        except FileNotFoundError as error:
+            raise ClusterError(_sentence(what, f"{argv[0]} is not installed", hint)) from error
+    stdout, stderr = ((text or b"").decode(errors="replace") for text in (done.stdout, done.stderr))
     if done.returncode != 0:
+        shown = log.read_text(errors="replace") if log else stderr or stdout
         reason = f"{Path(argv[0]).name} ended with status {done.returncode}"
         raise ClusterError(_sentence(what, reason, hint, log, shown))
     return stdout

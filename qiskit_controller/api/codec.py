@@ -1,7 +1,7 @@
 """API types from and to JSON-shaped dicts, through cattrs.
 
-Names are camelCase on the wire. Absent and null are the same; None and empty collections
-are left out, as the API server does. Unknown fields are ignored on the way in, so that an
+Names are camelCase on the wire. Absent and null are the same; None, "" and empty
+collections are left out, as Go's ``omitempty`` does. Unknown fields are ignored on the way in, so that an
 object written by a newer version can still be read.
 """
 
@@ -44,7 +44,7 @@ def _converter() -> cattrs.Converter:
         write = make_dict_unstructure_fn(cls, converter, **cast(Any, renames))
 
         def to_dict(value: Any) -> dict[str, Any]:
-            return {k: v for k, v in write(value).items() if v is not None and v not in ([], {})}
+            return {k: v for k, v in write(value).items() if v not in (None, "", [], {})}
 
         return to_dict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder below which the pod's folders are, to run a stage outside a pod",
     )
     given = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Circuits are drawn with box characters, whatever locale the image has.
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     _set_threads()
     # Each stage imports its own needs only: what is imported is what the job waits for.
     from qiskit_controller.runner.pod import Paths

@@ -1,9 +1,10 @@
 """The process that runs the user's code, finds the circuit and writes it as QPY.
 
 Started by :mod:`circuit_stage` as a fresh interpreter with an empty environment. It reads a
-request from stdin, and answers on a pipe with one line of JSON: ``{}`` when the circuit is
-written, else ``{"reason": ..., "message": ...}``. The user's code lives in this same process
-and can forge that answer or keep it from being sent: whoever reads it must be able to take any.
+request from stdin and answers on a pipe, in lines of JSON: :data:`STARTED` before anything of
+the user's runs, and at the end :data:`WRITTEN` or ``{"reason": ..., "message": ...}``. The user's
+code lives in this same process and can forge the end or keep it from being sent: whoever reads
+it must be able to take any.
 
 What is printed, tracebacks included, goes to stdout and stderr, which the parent shows.
 """
@@ -24,7 +25,7 @@ import signal
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 # The parent asks with this signal where the code is; the answer is faulthandler's traceback.
 WHERE_SIGNAL = signal.SIGUSR1
+
+STARTED = {"started": True}
+WRITTEN = {"written": True}
 
 # Named in the message about an import that failed.
 _OFFERED = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime", "numpy", "scipy")
@@ -75,28 +79,36 @@ def main() -> NoReturn:
     request = Request(**json.loads(sys.stdin.buffer.read()))
     _take_stdin_away()
     _limit(request)
-    status = 1
-    answer: dict[str, str] = {}
-    after: Callable[[], None] | None = None
+    # Slow and large, and no fault of the user's code if it fails: before STARTED.
+    import qiskit.qpy  # noqa: F401
+
+    _answer(request, STARTED)
+    shown: Callable[[], None] | None = None
     try:
         _write(_make(request), request)
-        status = 0
+        answer: Mapping[str, object] = WRITTEN
     except BadCircuit as verdict:
         answer = {"reason": verdict.reason.value, "message": verdict.message}
-        status = 0
     except _UserError as error:
         answer = {"reason": error.reason.value, "message": error.message}
-        after = error.show
-        status = 0
-    if status == 0:
-        with contextlib.suppress(OSError):
-            os.write(request.report_fd, json.dumps(answer).encode() + b"\n")
-    if after is not None:
-        _quietly(after)
+        shown = error.show
+    # The circuit is the user's too: a property of it, or of any global, can raise anything.
+    except BaseException as error:
+        failed = _failed(request.file, error)
+        answer = {"reason": failed.reason.value, "message": failed.message}
+        shown = failed.show
+    # Before the traceback, which may be more than the code may print.
+    _quietly(lambda: _answer(request, answer))
+    if shown is not None:
+        _quietly(shown)
     for stream in (sys.stdout, sys.stderr):
-        _quietly(stream.flush)
+        _quietly(functools.partial(_flush, stream))
     # Not sys.exit: the user's atexit handlers, threads and finalizers get no say any more.
-    os._exit(status)
+    os._exit(0)
+
+
+def _answer(request: Request, answer: Mapping[str, object]) -> None:
+    os.write(request.report_fd, json.dumps(answer).encode() + b"\n")
 
 
 class _UserError(Exception):
@@ -114,6 +126,10 @@ def _quietly(action: Callable[[], object]) -> None:
     # BaseException: a tampered stream may raise SystemExit, and this is the last thing we do.
     with contextlib.suppress(BaseException):
         action()
+
+
+def _flush(stream: Any) -> None:
+    stream.flush()
 
 
 def _take_stdin_away() -> None:
@@ -209,7 +225,6 @@ def _run_python(source: bytes, request: Request) -> QuantumCircuit:
     file = request.file
     module = types.ModuleType("__main__")
     module.__file__ = request.path
-    module.__dict__["__builtins__"] = __builtins__
     sys.modules["__main__"] = module
     sys.argv = [file]
     # For tracebacks, whose frames carry the name and not the path.
@@ -222,8 +237,11 @@ def _run_python(source: bytes, request: Request) -> QuantumCircuit:
         code = compile(source, file, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         raise _syntax_error(file, error, lines) from None
-    except (MemoryError, RecursionError) as error:
-        raise _failed(file, error) from None
+    except (MemoryError, RecursionError):
+        # The compiler's words for an expression that exceeds its stack.
+        raise BadCircuit(
+            Reason.CIRCUIT_SYNTAX_ERROR, f"{file}: the code is nested too deeply to be compiled"
+        ) from None
     try:
         exec(code, module.__dict__)  # noqa: S102  it is what this process is for
     except SystemExit as error:
@@ -231,7 +249,7 @@ def _run_python(source: bytes, request: Request) -> QuantumCircuit:
     except BaseException as error:
         raise _failed(file, error) from None
 
-    if exited is not None and exited.code not in (None, 0):
+    if exited is not None and not _is_success(exited):
         raise _exited(file, exited)
     try:
         return find_circuit(vars(module), QuantumCircuit, file)
@@ -253,7 +271,7 @@ def find_circuit(names: dict[str, Any], circuit_type: type, file: str) -> Quantu
     found: dict[int, str] = {}
     for name, value in names.items():
         if isinstance(value, circuit_type):
-            found.setdefault(id(value), name)
+            found.setdefault(id(value), str(name))
     if len(found) == 1:
         (name,) = found.values()
         return cast("QuantumCircuit", names[name])
@@ -311,11 +329,18 @@ def _out_of_memory(file: str) -> BadCircuit:
     )
 
 
+def _is_success(error: SystemExit) -> bool:
+    return error.code is None or (isinstance(error.code, int) and error.code == 0)
+
+
 def _exited(file: str, error: SystemExit) -> BadCircuit:
+    code = error.code if isinstance(error.code, int | str) else type(error.code).__name__
+    if error.code is None:
+        code = 0
     return BadCircuit(
         Reason.CIRCUIT_EXITED,
-        f"{file}{_line(file, error)}: the code ended itself with sys.exit({error.code!r}) "
-        "before there was a circuit",
+        f"{file}{_line(file, error)}: the code ended itself with sys.exit: exit code {code}"
+        + (", before there was a circuit" if _is_success(error) else ""),
     )
 
 

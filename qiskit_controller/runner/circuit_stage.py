@@ -32,7 +32,7 @@ import attrs
 
 from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.run import CIRCUIT_FILE, OUTCOME_FILE, Outcome, Plan, Reason
-from qiskit_controller.runner.circuit_child import WHERE_SIGNAL, Request
+from qiskit_controller.runner.circuit_child import STARTED, WHERE_SIGNAL, WRITTEN, Request
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, clean, read_file
 from qiskit_controller.runner.pod import Cgroup, Paths
 from qiskit_controller.runner.rules import CHILD_REASONS
@@ -45,6 +45,8 @@ REPORT_BYTES = 65_536
 RESERVED_BYTES = 80 << 20
 # How long a child has to say where it is before it is killed.
 WHERE_SECONDS = 0.5
+# With this much memory, Qiskit's import does not fail for want of it.
+ENOUGH_BYTES = 384 << 20
 _POLL_SECONDS = 0.05
 
 _BOOT = (
@@ -53,11 +55,18 @@ _BOOT = (
 )
 
 
+class NotStarted(Exception):
+    """The process for the user's code did not come up: a fault of the image or the node."""
+
+
 def run_stage(plan: Plan, paths: Paths, *, memory_limit: int | None = None) -> Outcome:
     """Run the user's code as `plan` says and leave an outcome in the work folder.
 
     Args:
         memory_limit: bytes; the container's own limit when absent.
+
+    Raises:
+        NotStarted: nothing of the user's ran, and it is no fault of the user's.
     """
     _harden_self()
     watch = _Watch(plan, paths, memory_limit or Cgroup().memory_limit())
@@ -246,6 +255,15 @@ class _Watch:
         def outcome(reason: Reason, message: str) -> Outcome:
             return Outcome(reason=reason.value, message=message, printed=printed)
 
+        if STARTED not in self._answers() and stopped is None:
+            # Nothing of the user's ran yet. Qiskit alone needs some 200 MB.
+            if self.memory_limit is None or self.memory_limit > ENOUGH_BYTES:
+                raise NotStarted(f"the process for the user's code ended with {code}")
+            return outcome(
+                Reason.CIRCUIT_OUT_OF_MEMORY,
+                f"{_mebibytes(self.memory_limit)} of memory are not enough to import Qiskit; "
+                "raise spec.resources.limits.memory",
+            )
         if stopped is Reason.CIRCUIT_TIMEOUT:
             return outcome(
                 stopped,
@@ -282,19 +300,24 @@ class _Watch:
         )
 
     def _answer(self) -> Outcome | None:
-        """The last line of the report that has the form of an answer."""
-        for line in reversed(self.report.splitlines()):
-            try:
-                answer = json.loads(line)
-                reason, message = answer.get("reason"), answer.get("message", "")
-                if reason is None:
-                    return Outcome()
-                if reason in CHILD_REASONS:
-                    return Outcome(reason=str(reason), message=clean(message, MESSAGE_CHARACTERS))
-            # Anything at all can stand there: other JSON, deep JSON, no JSON.
-            except (ValueError, AttributeError, TypeError, RecursionError):
-                continue
+        """The last line of the report that has the form of a final answer."""
+        for answer in reversed(self._answers()):
+            if answer == WRITTEN:
+                return Outcome()
+            reason, message = answer.get("reason"), answer.get("message")
+            if isinstance(reason, str) and reason in CHILD_REASONS and isinstance(message, str):
+                return Outcome(reason=reason, message=clean(message, MESSAGE_CHARACTERS))
         return None
+
+    def _answers(self) -> list[dict[str, object]]:
+        """Every line that is a JSON object; the others can be anything at all."""
+        found = []
+        for line in self.report.splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                answer = json.loads(line)
+                if isinstance(answer, dict):
+                    found.append(answer)
+        return found
 
     def _where(self) -> str:
         """``, line 7``, from the traceback that faulthandler wrote, innermost frame first."""
@@ -340,18 +363,41 @@ def _check_circuit(plan: Plan, paths: Paths, outcome: Outcome) -> Outcome:
 
 def _write_outcome(work: Path, outcome: Outcome) -> None:
     """Put the outcome, and beside the circuit nothing else, into the work folder."""
-    keep = {CIRCUIT_FILE} if outcome.reason is None else set()
+    _clear(work, keep=CIRCUIT_FILE if outcome.reason is None else None)
+    try:
+        _write_new(work / OUTCOME_FILE, json.dumps(to_wire(outcome)))
+    except OSError as error:
+        if outcome.reason is not None:
+            raise
+        # The circuit fills the volume.
+        _clear(work, keep=None)
+        failed = attrs.evolve(
+            outcome,
+            reason=Reason.CIRCUIT_TOO_LARGE.value,
+            message=f"the circuit leaves no room in its volume: {error.strerror}",
+        )
+        _write_new(work / OUTCOME_FILE, json.dumps(to_wire(failed)))
+
+
+def _clear(work: Path, keep: str | None) -> None:
     for entry in work.iterdir():
-        if entry.name not in keep:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
-    temporary = work / f"{OUTCOME_FILE}.{secrets.token_hex(8)}"
+        if entry.name == keep:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+            if entry.exists():
+                # Made unreadable: out of the way of our own names, it does no harm.
+                entry.rename(work / f"left.{secrets.token_hex(8)}")
+        else:
+            entry.unlink()
+
+
+def _write_new(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     with os.fdopen(fd, "w") as file:
-        json.dump(to_wire(outcome), file)
-    temporary.replace(work / OUTCOME_FILE)
+        file.write(text)
+    temporary.replace(path)
 
 
 # --- Ending what the user's code started ------------------------------------------------------
@@ -365,18 +411,19 @@ def _end_descendants(seconds: float = 5.0) -> None:
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if os.getpid() == 1:
-            # In a container of our own: everything else in it, at one stroke.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-        for pid in _descendants(os.getpid()):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return
+        if os.getpid() == 1:
+            # In a container of our own: everything else in it, at one stroke.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+        else:
+            for pid in _descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
 
 

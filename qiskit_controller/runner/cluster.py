@@ -78,7 +78,7 @@ class Cluster:
     server: str
     token_dir: Path
     namespace: str
-    _session: requests.Session = attrs.field(factory=requests.Session, init=False)
+    _session: requests.Session = attrs.field(factory=lambda: _session(), init=False)
 
     @classmethod
     def from_environment(cls, token_dir: Path, namespace: str) -> Cluster:
@@ -147,6 +147,13 @@ class Cluster:
         if response.status_code in _TRANSIENT or response.ok:
             raise _Transient(message, response.status_code, _retry_after(response))
         raise _ERRORS.get(response.status_code, ApiError)(message, response.status_code)
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    # No proxy, no netrc: the API server is next door and has its own credentials.
+    session.trust_env = False
+    return session
 
 
 class _Transient(ApiError):

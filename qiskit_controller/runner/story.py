@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DRAWN_QUBITS = 12
 DRAWN_DEPTH = 40
 DRAWN_GATES = 120
+DRAWN_NAME = 40
+DRAWN_PARAMETERS = 8
 DRAWN_CHARACTERS = 8000
 _WIDTH = 100
 
@@ -56,19 +58,29 @@ def show_circuit(circuit: QuantumCircuit, metrics: CircuitMetrics) -> None:
         f"Circuit    {metrics.qubits} qubits, {metrics.clbits} classical bits, "
         f"depth {metrics.depth}, {metrics.gates} operations"
     )
-    small = (
-        metrics.qubits <= DRAWN_QUBITS
-        and metrics.clbits <= 4 * DRAWN_QUBITS
-        and metrics.depth <= DRAWN_DEPTH
-        and metrics.gates <= DRAWN_GATES
-        and len(circuit.data) <= 2 * DRAWN_GATES
-    )
-    if small:
+    if _is_small(circuit, metrics):
         # A drawing is a courtesy; what it fails on is no matter.
         with contextlib.suppress(Exception):
             drawing = clean(str(circuit.draw("text", fold=_WIDTH)), lines=True)
             if len(drawing) <= DRAWN_CHARACTERS:
                 say(drawing)
+
+
+def _is_small(circuit: QuantumCircuit, metrics: CircuitMetrics) -> bool:
+    return (
+        metrics.qubits <= DRAWN_QUBITS
+        and metrics.clbits <= 4 * DRAWN_QUBITS
+        and metrics.depth <= DRAWN_DEPTH
+        and len(circuit.data) <= DRAWN_GATES
+        # Names and parameters are drawn too, and are as long as the user likes.
+        and all(len(each.name) <= DRAWN_NAME for each in (*circuit.qregs, *circuit.cregs))
+        and all(
+            len(each.operation.name) <= DRAWN_NAME
+            and len(getattr(each.operation, "label", None) or "") <= DRAWN_NAME
+            and len(getattr(each.operation, "params", ())) <= DRAWN_PARAMETERS
+            for each in circuit.data
+        )
+    )
 
 
 def show_counts(counts: Mapping[str, int]) -> None:

@@ -54,7 +54,8 @@ def configure(level: str = "INFO", format_: Format | None = None) -> None:
         renderer = [structlog.dev.ConsoleRenderer()]
     else:
         renderer = [
-            structlog.processors.dict_tracebacks,
+            # As text: structured tracebacks would bring local variables, and what is in them.
+            structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ]
     structlog.configure(

@@ -1,4 +1,4 @@
-"""A pod on this machine: its folders below a temporary one, and an API server that forgets nothing."""
+"""A pod on this machine: its folders, and an API server that remembers what it was asked."""
 
 from __future__ import annotations
 
