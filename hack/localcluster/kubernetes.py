@@ -30,10 +30,11 @@ _COMPONENTS = (
     "kube-proxy",
 )
 _GO = Path("/usr/lib/go-1.19/bin/go")
+_NICE = ("nice", "-n", "10")  # the machine is also used for other work
 _REFLECT2 = Path("/usr/share/gocode/src/github.com/modern-go/reflect2")
 _TOOLCHAIN = ("golang-1.19-go", "golang-github-modern-go-reflect2-dev", "gcc", "libc6-dev")
 # Change this when the way of building changes, so that cached binaries are rebuilt.
-_RECIPE = "1"
+_RECIPE = "2"
 # Packages that carry the OpenAPI tag but belong to other programs.
 _NOT_IN_OPENAPI = ("code-generator", "sample-apiserver", "kube-openapi", "testdata")
 
@@ -73,29 +74,21 @@ def _build(out: Path) -> None:
     env = _go_env(out.parent, gopath)
     _generate_openapi(tree, env, log)
     say("compiling " + ", ".join(_COMPONENTS))
-    stamp = "k8s.io/kubernetes/vendor/k8s.io/component-base/version"
-    flags = " ".join(
-        [
-            "-s -w",
-            f"-X {stamp}.gitVersion=v{VERSION}",
-            f"-X {stamp}.gitMajor={VERSION.split('.')[0]}",
-            f"-X {stamp}.gitMinor={VERSION.split('.')[1]}",
-            f"-X {stamp}.gitTreeState=archive",
-        ]
-    )
-    targets = [f"k8s.io/kubernetes/cmd/{name}" for name in _COMPONENTS]
-    # All at once: they share most of their packages.
     run(
-        ["nice", "-n", "10", _GO, "build", "-trimpath", "-ldflags", flags]
-        + ["-o", f"{out}/", *targets],
+        [
+            *_NICE,
+            *(_GO, "build", "-trimpath", "-ldflags", _linker_flags(), "-o", f"{out}/"),
+            # All at once: they share most of their packages.
+            *(f"k8s.io/kubernetes/cmd/{name}" for name in _COMPONENTS),
+        ],
         what=f"compile Kubernetes {VERSION}",
         env=env,
         cwd=tree,
         log=log,
     )
+    pause = tree / "build/pause/linux/pause.c"
     run(
-        ["gcc", "-Os", "-Wall", "-static", "-DVERSION=" + VERSION, "-o", out / "pause"]
-        + [tree / "build/pause/linux/pause.c"],
+        ["gcc", "-Os", "-Wall", "-static", f"-DVERSION={VERSION}", "-o", out / "pause", pause],
         what="compile the pause program",
         hint="Install gcc and libc6-dev.",
         log=log,
@@ -104,6 +97,24 @@ def _build(out: Path) -> None:
     if missing:
         raise ClusterError(f"could not compile {', '.join(missing)}\n  log: {log}")
     say("Kubernetes built")
+
+
+def _linker_flags() -> str:
+    """Strip the binaries, and have them know their version, as kubectl asks for it."""
+    major, minor, _ = VERSION.split(".")
+    stamps = {
+        "gitVersion": f"v{VERSION}",
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "archive",
+    }
+    # The aggregator, which answers /version, has a copy of its own.
+    packages = ("client-go/pkg/version", "component-base/version")
+    return "-s -w " + " ".join(
+        f"-X k8s.io/kubernetes/vendor/k8s.io/{package}.{name}={value}"
+        for package in packages
+        for name, value in stamps.items()
+    )
 
 
 def _go_env(work: Path, gopath: Path) -> dict[str, str]:
@@ -129,20 +140,23 @@ def _generate_openapi(tree: Path, env: dict[str, str], log: Path) -> None:
         return
     say("generating the OpenAPI definitions")
     generator = tree.parent / "openapi-gen"
+    program = "k8s.io/kubernetes/vendor/k8s.io/kube-openapi/cmd/openapi-gen"
     run(
-        ["nice", "-n", "10", _GO, "build", "-o", generator]
-        + ["k8s.io/kubernetes/vendor/k8s.io/kube-openapi/cmd/openapi-gen"],
+        [*_NICE, _GO, "build", "-o", generator, program],
         what="compile openapi-gen",
         env=env,
         cwd=tree,
         log=log,
     )
-    packages = _openapi_packages(tree)
     run(
-        ["nice", "-n", "10", generator, "--logtostderr", "-i", ",".join(packages)]
-        + ["-p", "k8s.io/kubernetes/pkg/generated/openapi", "-O", "zz_generated.openapi"]
-        + ["-h", "hack/boilerplate/boilerplate.generatego.txt"]
-        + ["-r", tree.parent / "openapi-violations.txt"],
+        [
+            *(*_NICE, generator, "--logtostderr"),
+            *("-i", ",".join(_openapi_packages(tree))),
+            *("-p", "k8s.io/kubernetes/pkg/generated/openapi"),
+            *("-O", "zz_generated.openapi"),
+            *("-h", "hack/boilerplate/boilerplate.generatego.txt"),
+            *("-r", tree.parent / "openapi-violations.txt"),
+        ],
         what="generate the OpenAPI definitions",
         env={**env, "PATH": f"{_GO.parent}:/usr/sbin:/usr/bin:/sbin:/bin"},
         cwd=tree,

@@ -1,8 +1,8 @@
 """API types from and to JSON-shaped dicts, through cattrs.
 
 Names are camelCase on the wire. Absent and null are the same; None, "" and empty
-collections are left out, as Go's ``omitempty`` does. Unknown fields are ignored on the way in, so that an
-object written by a newer version can still be read.
+collections are left out, as Go's ``omitempty`` does. Unknown fields are ignored on the way
+in, so that an object written by a newer version can still be read.
 """
 
 from __future__ import annotations

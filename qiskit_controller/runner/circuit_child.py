@@ -28,7 +28,7 @@ import types
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
@@ -79,9 +79,6 @@ def main() -> NoReturn:
     request = Request(**json.loads(sys.stdin.buffer.read()))
     _take_stdin_away()
     _limit(request)
-    # Slow and large, and no fault of the user's code if it fails: before STARTED.
-    import qiskit.qpy  # noqa: F401
-
     _answer(request, STARTED)
     shown: Callable[[], None] | None = None
     try:
@@ -220,8 +217,7 @@ def _write(circuit: QuantumCircuit, request: Request) -> None:
 
 
 def _run_python(source: bytes, request: Request) -> QuantumCircuit:
-    from qiskit import QuantumCircuit
-
+    """The code as a script: the module ``__main__``, and what it left in its globals."""
     file = request.file
     module = types.ModuleType("__main__")
     module.__file__ = request.path
@@ -252,33 +248,36 @@ def _run_python(source: bytes, request: Request) -> QuantumCircuit:
     if exited is not None and not _is_success(exited):
         raise _exited(file, exited)
     try:
-        return find_circuit(vars(module), QuantumCircuit, file)
+        return find_circuit(vars(module), file)
     except BadCircuit:
         if exited is not None:
             raise _exited(file, exited) from None
         raise
 
 
-def find_circuit(names: dict[str, Any], circuit_type: type, file: str) -> QuantumCircuit:
+def find_circuit(names: Mapping[str, Any], file: str) -> QuantumCircuit:
     """``qc``, else ``circuit``, else the only circuit among the module's globals.
 
     Raises:
         BadCircuit: NoCircuit or AmbiguousCircuit.
     """
-    for name in _NAMES:
-        if isinstance(names.get(name), circuit_type):
-            return cast("QuantumCircuit", names[name])
+    # Qiskit takes half a second to import: code that did without it has made no circuit.
+    qiskit = sys.modules.get("qiskit")
     found: dict[int, str] = {}
-    for name, value in names.items():
-        if isinstance(value, circuit_type):
-            found.setdefault(id(value), str(name))
+    if qiskit is not None:
+        for name in _NAMES:
+            if isinstance(names.get(name), qiskit.QuantumCircuit):
+                return names[name]
+        for name, value in names.items():
+            if isinstance(value, qiskit.QuantumCircuit):
+                found.setdefault(id(value), name)
     if len(found) == 1:
         (name,) = found.values()
-        return cast("QuantumCircuit", names[name])
+        return names[name]
     if found:
         raise BadCircuit(
             Reason.AMBIGUOUS_CIRCUIT,
-            f"{file} makes several circuits: {listed(list(found.values()))}; "
+            f"{file} makes several circuits: {listed([str(each) for each in found.values()])}; "
             "name the one to run qc",
         )
     other = next((name for name in _NAMES if name in names), None)
@@ -308,7 +307,7 @@ def _failed(file: str, error: BaseException) -> _UserError:
     """Any exception that left the user's code."""
     reason = Reason.CIRCUIT_EXCEPTION
     advice = ""
-    if isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         reason = Reason.CIRCUIT_OUT_OF_MEMORY
         advice = "; raise spec.resources.limits.memory or use less"
     elif isinstance(error, ImportError):
@@ -318,6 +317,14 @@ def _failed(file: str, error: BaseException) -> _UserError:
         reason,
         f"{file}{_line(file, error)}: {_describe(error)}{advice}",
         lambda: _show(file, error),
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # A library that cannot be mapped fails its import.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError | ImportError)
+        and re.search("annot allocate memory|failed to map segment", _describe(error)) is not None
     )
 
 

@@ -30,14 +30,17 @@ def read_file(folder: Path, name: str, limit: int) -> bytes:
         raise Unreadable(f"{name} is missing") from None
     except OSError as error:
         raise Unreadable(f"{name} cannot be opened: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise Unreadable(f"{name} is not a regular file")
         if found.st_size > limit:
             raise Unreadable(f"{name} has {found.st_size} bytes; {limit} are allowed")
-        # It could grow while it is read.
-        content = file.read(limit + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            # It could grow while it is read.
+            content = file.read(limit + 1)
+    finally:
+        os.close(fd)
     if len(content) > limit:
         raise Unreadable(f"{name} has more than {limit} bytes")
     return content

@@ -8,6 +8,7 @@ terminating. Everything listens on 127.0.0.1 only, on ports that are free.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import ctypes
@@ -36,11 +37,13 @@ START_SECONDS = 60.0
 
 @attrs.define
 class ApiServer:
-    """An API server with an etcd of its own, which can be stopped and started."""
+    """An API server with an etcd of its own."""
 
     assets: Path
     folder: Path
+    # Of a member of system:masters, and of someone who may do nothing.
     token: str = attrs.field(factory=lambda: secrets.token_hex(16))
+    user_token: str = attrs.field(factory=lambda: secrets.token_hex(16))
     port: int = attrs.field(factory=lambda: _free_port())
     etcd_port: int = attrs.field(factory=lambda: _free_port())
     _processes: dict[str, subprocess.Popen[bytes]] = attrs.field(factory=dict)
@@ -68,9 +71,23 @@ class ApiServer:
 
     def start(self) -> None:
         """Start the API server and wait until it is ready; the port stays the same."""
+        self._spawn_apiserver()
+        self._wait_for_apiserver()
+
+    async def restart(self) -> None:
+        """Kill the API server and start it again; etcd and all it holds stay."""
+        self._end("kube-apiserver")
+        # Here and not in a thread, with whose end the server would be killed.
+        self._spawn_apiserver()
+        await asyncio.to_thread(self._wait_for_apiserver)
+
+    def _spawn_apiserver(self) -> None:
         certificates = self.folder / "certificates"
         tokens = self.folder / "tokens.csv"
-        tokens.write_text(f'{self.token},test-admin,test-admin,"system:masters"\n')
+        tokens.write_text(
+            f'{self.token},test-admin,test-admin,"system:masters"\n'
+            f"{self.user_token},test-user,test-user\n"
+        )
         self._spawn(
             "kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
@@ -92,14 +109,17 @@ class ApiServer:
             # Service accounts are made by the controller manager, which is not here.
             "--disable-admission-plugins=ServiceAccount",
         )
-        self._wait_for(f"https://127.0.0.1:{self.port}/readyz", "kube-apiserver")
-        self.kubeconfig.write_text(json.dumps(self.kubeconfig_at(self.port)))
-        self.kubeconfig.chmod(0o600)
 
-    def kubeconfig_at(self, port: int) -> dict[str, object]:
-        """The kubeconfig for a server on another port, such as a proxy in front of this one."""
+    def _wait_for_apiserver(self) -> None:
+        self._wait_for(f"https://127.0.0.1:{self.port}/readyz", "kube-apiserver")
+        self.write_kubeconfig("kubeconfig")
+
+    def write_kubeconfig(
+        self, name: str, *, port: int | None = None, token: str | None = None
+    ) -> Path:
+        """A kubeconfig of its own, for another port (a proxy's) or another user's token."""
         certificate = (self.folder / "certificates" / "apiserver.crt").read_bytes()
-        return {
+        config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
@@ -108,17 +128,17 @@ class ApiServer:
                 {
                     "name": "test",
                     "cluster": {
-                        "server": f"https://127.0.0.1:{port}",
+                        "server": f"https://127.0.0.1:{port or self.port}",
                         "certificate-authority-data": base64.b64encode(certificate).decode(),
                     },
                 }
             ],
-            "users": [{"name": "test", "user": {"token": self.token}}],
+            "users": [{"name": "test", "user": {"token": token or self.token}}],
         }
-
-    def stop(self) -> None:
-        """Stop the API server; etcd and all it holds stay."""
-        self._end("kube-apiserver")
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
 
     def close(self) -> None:
         for name in reversed(list(self._processes)):
@@ -147,15 +167,10 @@ class ApiServer:
             )
 
     def _end(self, name: str) -> None:
-        process = self._processes.pop(name, None)
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # Nothing they keep is worth an orderly end, which takes them seconds.
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
 
     def _wait_for(self, url: str, name: str) -> None:
         insecure = ssl.create_default_context()
@@ -202,7 +217,7 @@ def assets() -> Path:
 
 @pytest.fixture(scope="session")
 def apiserver(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """A running API server; a test that stops it starts it again."""
+    """A running API server."""
     server = ApiServer(assets, tmp_path_factory.mktemp("apiserver"))
     try:
         server.start_etcd()

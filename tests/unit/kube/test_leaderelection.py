@@ -172,7 +172,7 @@ async def test_work_that_will_not_stop_ends_the_process(
     with pytest.raises(LeadershipLost):
         await asyncio.wait_for(task, 5)
     (ended,) = ends
-    assert DURATION - PERIOD <= ended - before <= DURATION + 0.1
+    assert DURATION - PERIOD <= ended - before < DURATION + 0.5
 
 
 async def test_a_lease_in_other_hands_is_lost_without_further_ado(

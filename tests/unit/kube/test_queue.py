@@ -333,7 +333,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestQueueMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.tuples(KEYS, st.integers(0, 3), PRIORITIES), max_size=60), st.integers(1, 5))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.qiskitjob import QiskitJobSpec
 from qiskit_controller.api.run import (

@@ -147,13 +147,14 @@ BAD: dict[str, tuple[str, Reason, str]] = {
         "circuit.py: AttributeError",
     ),
     "an object whose class raises": (
+        "import qiskit\n"
         "class Evil:\n"
         "    @property\n"
         "    def __class__(self):\n"
         "        raise BaseException('boo')\n"
         "qc = Evil()\n",
         Reason.CIRCUIT_EXCEPTION,
-        "circuit.py, line 4: BaseException: boo",
+        "circuit.py, line 5: BaseException: boo",
     ),
     "a gate that cannot be written": (
         "from qiskit import QuantumCircuit\n"
@@ -185,11 +186,6 @@ BAD: dict[str, tuple[str, Reason, str]] = {
         BELL + "import os\nos.closerange(0, 100)\nos._exit(3)\n",
         Reason.CIRCUIT_EXITED,
         "exit code 3",
-    ),
-    "a patched qpy that writes nothing": (
-        BELL + "import qiskit.qpy\nqiskit.qpy.dump = lambda *_, **__: None\n",
-        Reason.CIRCUIT_INVALID,
-        "",
     ),
 }
 
@@ -226,7 +222,7 @@ GOOD = {
     "bell.measure_all()\nalias = bell\n",
     "the only one beside a qc that is none": "from qiskit import QuantumCircuit\nqc = None\n"
     "bell = QuantumCircuit(1)\nbell.measure_all()\n",
-    "a script": BELL + "import sys\nif __name__ == '__main__':\n    qc.barrier()\n    sys.exit(0)\n",
+    "a script": BELL + "import sys\nif __name__ == '__main__':\n    qc.barrier()\n    sys.exit()\n",
     "a module that others look up": "import pickle, dataclasses\n@dataclasses.dataclass\n"
     "class P:\n    x: 'int' = 1\nassert pickle.loads(pickle.dumps(P())) == P()\n" + BELL,
     "a future import": "from __future__ import annotations\n" + BELL,
@@ -264,7 +260,9 @@ def test_a_loop_without_end_is_stopped_and_its_line_named(pod: Pod) -> None:
     assert time.monotonic() - begun < 10
     outcome = pod.outcome()
     assert outcome.reason == Reason.CIRCUIT_TIMEOUT
-    assert re.match(r"circuit\.py, line [23]: the code was still running after 2 s", outcome.message)
+    assert re.match(
+        r"circuit\.py, line [23]: the code was still running after 2 s", outcome.message
+    )
 
 
 def test_one_that_ignores_signals_and_closes_its_pipes_is_stopped_too(pod: Pod) -> None:
@@ -298,10 +296,9 @@ def test_ten_megabytes_of_prints_stop_at_the_default(pod: Pod) -> None:
 
 
 MEMORY = {
-    "in python": "x = []\nwhile True:\n    x.append(bytearray(1 << 20))\n",
+    "in python": "x = []\nwhile True:\n    x.append(b'x' * (1 << 26))\n",
     "in numpy": "import numpy\nx = numpy.ones(1 << 28)\n",
-    "in rust": "from qiskit import QuantumCircuit\nqc = QuantumCircuit(1)\n"
-    "for _ in range(100_000_000):\n    qc.h(0)\n",
+    "in rust": "from qiskit import QuantumCircuit\nqc = QuantumCircuit(1 << 28)\n",
 }
 
 
@@ -312,16 +309,13 @@ def test_two_gibibytes_of_memory(pod: Pod, what: str) -> None:
     outcome = pod.outcome()
     assert outcome.reason == Reason.CIRCUIT_OUT_OF_MEMORY, outcome
     assert "spec.resources.limits.memory" in outcome.message
-    if what != "in rust":
-        assert "circuit.py, line" in outcome.message
+    assert what == "in rust" or "circuit.py, line" in outcome.message
 
 
-def test_too_little_memory_for_qiskit_itself(pod: Pod) -> None:
+def test_memory_for_qiskit_is_left_where_there_is_little(pod: Pod) -> None:
     pod.plan(BELL)
-    assert pod.circuit(QUANTUM_TEST_MEMORY=str(100 << 20)).code == 0
-    outcome = pod.outcome()
-    assert outcome.reason == Reason.CIRCUIT_OUT_OF_MEMORY
-    assert "100 MiB of memory are not enough to import Qiskit" in outcome.message
+    assert pod.circuit(QUANTUM_TEST_MEMORY=str(256 << 20)).code == 0
+    assert pod.outcome().reason is None
 
 
 def test_a_circuit_that_is_too_large(pod: Pod) -> None:
