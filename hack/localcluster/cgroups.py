@@ -64,7 +64,7 @@ def members(cluster: str) -> set[int]:
 def remove(cluster: str) -> None:
     """End every process in the cluster's cgroups and remove them.
 
-    Raises ClusterError with the remaining pids if that takes over 20 seconds.
+    Raises ClusterError with the remaining pids if that takes over a minute.
     """
 
     def gone() -> bool:
@@ -87,7 +87,7 @@ def remove(cluster: str) -> None:
             left = left or top.exists()
         return not left
 
-    if not wait_until(gone, 20.0):
+    if not wait_until(gone, 60.0):
         raise ClusterError(
             f"could not remove the cgroups {cluster!r}: still in use by processes "
             f"{sorted(members(cluster))}"

@@ -65,7 +65,7 @@ class Process:
     def end(self, grace: float = 10.0) -> None:
         """End it: SIGTERM, and SIGKILL after ``grace`` seconds. Forget it.
 
-        Raises ClusterError if it outlives SIGKILL by ten seconds.
+        Raises ClusterError if it outlives SIGKILL by a minute.
         """
         pid = self.pid
         if pid is not None:
@@ -84,7 +84,7 @@ class Process:
 
 
 def _end(handle: int, grace: float) -> bool:
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 60.0)):
         if number == signal.SIGTERM and grace <= 0:
             continue
         signal.pidfd_send_signal(handle, number)

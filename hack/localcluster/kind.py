@@ -89,7 +89,8 @@ def load(name: str, image: str) -> None:
 
 
 def _clusters() -> list[str]:
-    return run(["kind", "get", "clusters"], what="ask kind for its clusters").split()
+    hint = "Set QISKIT_CLUSTER_PROVIDER=debian to do without kind."
+    return run(["kind", "get", "clusters"], what="ask kind for its clusters", hint=hint).split()
 
 
 def _options(name: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import attrs
 import cattrs
@@ -42,9 +42,15 @@ def _converter() -> cattrs.Converter:
     def unstructure(cls: type[Any]) -> Callable[[Any], Any]:
         renames = {each.name: override(rename=wire_name(each.name)) for each in describe(cls)}
         write = make_dict_unstructure_fn(cls, converter, **cast(Any, renames))
+        # What the other side must find, it gets, even empty.
+        required = {wire_name(each.name) for each in describe(cls) if each.default is attrs.NOTHING}
 
         def to_dict(value: Any) -> dict[str, Any]:
-            return {k: v for k, v in write(value).items() if v not in (None, "", [], {})}
+            return {
+                k: v
+                for k, v in write(value).items()
+                if k in required or v not in (None, "", [], {})
+            }
 
         return to_dict
 
@@ -60,6 +66,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(bool, _boolean)
     converter.register_structure_hook(str | int | None, lambda value, _: value)
     converter.register_structure_hook(StrEnum, lambda value, cls: cls(value))
+    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _one_of)
     return converter
 
 
@@ -84,6 +91,12 @@ def _string(value: Any, _: Any) -> str:
 def _boolean(value: Any, _: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"must be true or false, not {value!r}")
+    return value
+
+
+def _one_of(value: Any, cls: Any) -> Any:
+    if value not in get_args(cls):
+        raise ValueError(f"must be one of {', '.join(get_args(cls))}, not {value!r}")
     return value
 
 

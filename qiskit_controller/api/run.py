@@ -1,17 +1,18 @@
 """What the controller and a job's pod say to each other.
 
-Three messages, all JSON through :mod:`qiskit_controller.api.codec`:
+All are JSON through :mod:`qiskit_controller.api.codec`:
 
 - :class:`Plan`, controller to pod: the ConfigMap ``qiskit-job-<name>-input``, made once and
   never changed, so that every attempt runs what the first one ran. It also holds the code.
 - :class:`Progress`, executor to controller while it works: a key of the ConfigMap
   ``qiskit-job-<name>-record``, which is all of the API that the pod's token can write,
   beside an output ConfigMap.
+- :class:`SourceReport`, stage ``source`` to controller and to the executor: what was fetched.
 - :class:`Report`, executor to controller at the end: the container's termination message,
   which needs no permission and arrives with the Pod.
 
-Between the pod's own stages there is a fourth, :class:`Outcome`: the untrusted stage writes
-it into the shared volume, and the executor treats it as hostile.
+Between the pod's own stages there is one more, :class:`Outcome`: the untrusted stage writes it
+into the shared volume, and the executor treats it as hostile.
 """
 
 from __future__ import annotations
@@ -31,14 +32,22 @@ from qiskit_controller.api.qiskitjob import CircuitMetrics, QiskitJobSpec
 # Where things are inside the pod.
 INPUT_DIR = PurePosixPath("/quantum/input")  # ConfigMap: plan.json and the code; all stages
 WORK_DIR = PurePosixPath("/quantum/work")  # emptyDir: circuit stage writes, executor reads
+SOURCE_DIR = PurePosixPath("/quantum/source")  # emptyDir: source stage writes, the others read
+GIT_DIR = PurePosixPath("/quantum/git")  # Secret: Git credentials; source stage only
 TOKEN_DIR = PurePosixPath("/quantum/token")  # projected: token, ca.crt, namespace; executor only
 TERMINATION_LOG = PurePosixPath("/dev/termination-log")
 PLAN_FILE = "plan.json"
 CIRCUIT_FILE = "circuit.qpy"
 OUTCOME_FILE = "outcome.json"
+SOURCE_FILE = "source.json"
+# Names of our own in the folders where the code lies.
+RESERVED_FILES = frozenset({PLAN_FILE, SOURCE_FILE})
 
 # Environment of the executor.
 ATTEMPT_ENV = "QUANTUM_ATTEMPT"
+# Environment of the source stage: what an earlier attempt fetched, for this one to fetch again.
+COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
+SHA256_ENV = "QUANTUM_SOURCE_SHA256"
 
 # The kubelet cuts a termination message at this size.
 MAX_REPORT_BYTES = 4096
@@ -85,7 +94,17 @@ class Reason(StrEnum):
     NO_MEASUREMENT = "NoMeasurement", Retry.NEVER
     UNBOUND_PARAMETERS = "UnboundParameters", Retry.NEVER
     UNKNOWN_PARAMETERS = "UnknownParameters", Retry.NEVER
+    # Fetching its code
+    SOURCE_NOT_FOUND = "SourceNotFound", Retry.NEVER
+    SOURCE_FORBIDDEN = "SourceForbidden", Retry.NEVER
+    SOURCE_ADDRESS_FORBIDDEN = "SourceAddressForbidden", Retry.NEVER
+    SOURCE_UNTRUSTED = "SourceUntrusted", Retry.NEVER
+    GIT_AUTHENTICATION_FAILED = "GitAuthenticationFailed", Retry.NEVER
+    SOURCE_TOO_LARGE = "SourceTooLarge", Retry.NEVER
+    SOURCE_INVALID = "SourceInvalid", Retry.NEVER
     SOURCE_HASH_MISMATCH = "SourceHashMismatch", Retry.NEVER
+    SOURCE_UNAVAILABLE = "SourceUnavailable", Retry.COUNTED
+    SOURCE_FAILED = "SourceFailed", Retry.COUNTED
     # Running it
     TRANSPILE_FAILED = "TranspileFailed", Retry.NEVER
     BACKEND_REFUSED = "BackendRefused", Retry.NEVER
@@ -113,19 +132,26 @@ class JobIdentity:
 
 @attrs.frozen
 class PlannedSource:
-    """The code, as it stands in the input folder."""
+    """The code: pinned in the input folder, or fetched in the pod into the source folder."""
 
-    file: str = field("File name in the input folder; its ending tells the format.")
-    sha256: str = field("SHA-256 of the file.")
+    file: str = field("File name in that folder; its ending tells the format.")
+    sha256: str = field("SHA-256 of the file. Unknown beforehand if it is fetched.", default="")
+    fetched: bool = field("Whether the stage source fetches it.", default=False)
 
 
 @attrs.frozen
 class Limits:
-    """Bounds on the untrusted stage, set by the operator."""
+    """Bounds on what users choose, set by the operator."""
 
     circuit_seconds: float = field("Wall time of the user's code.", default=300.0)
     printed_bytes: int = field("What the user's code may print.", default=1_000_000)
     circuit_bytes: int = field("Size of the circuit in QPY form.", default=64_000_000)
+    source_seconds: float = field("Wall time of fetching the code.", default=120.0)
+    source_bytes: int = field("Size of the code that is fetched.", default=10_000_000)
+    git_bytes: int = field("What a Git repository may take up.", default=256_000_000)
+    source_allow_cidr: tuple[str, ...] = field(
+        "Networks that code may be fetched from, beside the public Internet.", default=()
+    )
 
 
 @attrs.frozen
@@ -138,6 +164,17 @@ class Plan:
     record: str = field("Name of the ConfigMap that takes the progress.")
     output_location: str = field("spec.output.location, or its default.")
     limits: Limits = field("Bounds on the untrusted stage.", factory=Limits)
+
+
+@attrs.frozen
+class SourceReport:
+    """What the stage ``source`` fetched, or with a reason, why it did not."""
+
+    reason: Reason | None = field("Why there is no code.", default=None)
+    message: str = field("For people.", default="")
+    sha256: str = field("SHA-256 of the file.", default="")
+    size: int = field("Its size in bytes.", default=0)
+    commit: str | None = field("The commit it is from, for git.", default=None)
 
 
 @attrs.frozen

@@ -50,7 +50,11 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, Configuration
-from kubernetes_asyncio.config import load_incluster_config, load_kube_config
+from kubernetes_asyncio.config import (
+    ConfigException,
+    load_incluster_config,
+    load_kube_config,
+)
 from kubernetes_asyncio.config.incluster_config import SERVICE_TOKEN_FILENAME
 
 from qiskit_controller.kube.errors import (
@@ -465,7 +469,8 @@ class Client:
             )
         except TimeoutError:
             raise _timed_out(method, path) from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ConfigException) as error:
+            # ConfigException: the credentials could not be renewed.
             raise _failed(method, path, error) from None
         return response
 

@@ -49,7 +49,7 @@ from typing import Any, NoReturn, Protocol
 import structlog
 
 from qiskit_controller.kube.client import Client
-from qiskit_controller.kube.errors import ApiError, NotFound
+from qiskit_controller.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
 from qiskit_controller.kube.objects import Object
 from qiskit_controller.kube.ratelimit import Clock
 from qiskit_controller.kube.reflector import Reflector
@@ -118,7 +118,7 @@ class LeaderElector:
         self._seen_at = 0.0  # when it was first seen like that
         self._leading = False
         self._renewed_at = 0.0
-        self.vacancy = asyncio.Event()  # The watch has seen that nobody holds the lease.
+        self._vacancy = asyncio.Event()  # The watch has seen that nobody holds the lease.
         self._log = log.bind(lease=f"{namespace}/{name}", identity=identity)
 
     @property
@@ -137,7 +137,12 @@ class LeaderElector:
         Returns when the work has returned, raises what it raised, or raises
         LeadershipLost. However it ends, the work has stopped by then.
         """
-        await self._acquire()
+        try:
+            await self._acquire()
+        except asyncio.CancelledError:
+            if self.holder == self._identity:  # Just then.
+                await self._release()
+            raise
         self._log.info("became leader")
         self._set_leading(True)
         work: asyncio.Future[Any] = asyncio.ensure_future(on_started())
@@ -173,12 +178,12 @@ class LeaderElector:
         try:
             while True:
                 # Cleared before looking, so that a release seen meanwhile is not missed.
-                self.vacancy.clear()
+                self._vacancy.clear()
                 if await self._try():
                     return
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
-                        await self.vacancy.wait()
+                        await self._vacancy.wait()
         finally:
             watching.cancel()
             await asyncio.wait({watching})
@@ -223,7 +228,7 @@ class LeaderElector:
         """Give the lease back, so that nobody has to wait for it to run out."""
         try:
             async with asyncio.timeout(self._renew_deadline / 2):
-                self.observe(await self._client.get(LEASES, self._name, self._namespace))
+                self._observe(await self._client.get(LEASES, self._name, self._namespace))
                 if self.holder == self._identity:
                     await self._write(holder="", duration=1)
                     self._log.info("released the lease")
@@ -243,8 +248,10 @@ class LeaderElector:
         except (ApiError, TimeoutError) as error:
             if self._leading:
                 self._lease = None  # It may be outdated: look before the next write.
-            level = "warning" if self._leading else "debug"
-            getattr(self._log, level)("lease not written", error=str(error) or "timed out")
+            # To lose a race is what most replicas do.
+            expected = isinstance(error, Conflict | AlreadyExists)
+            write = self._log.debug if expected else self._log.warning
+            write("lease not written", error=str(error) or "no answer in time")
             return False
         if held:
             self._renewed_at = started
@@ -255,7 +262,7 @@ class LeaderElector:
         # A leader knows the lease, having written it last; if not, it meets a Conflict.
         if self._lease is None or not self._leading:
             try:
-                self.observe(await self._client.get(LEASES, self._name, self._namespace))
+                self._observe(await self._client.get(LEASES, self._name, self._namespace))
             except NotFound:
                 self._lease = None
                 await self._write(holder=self._identity, duration=duration)
@@ -285,12 +292,12 @@ class LeaderElector:
                 "metadata": {"name": self._name, "namespace": self._namespace},
                 "spec": changes,
             }
-            self.observe(await self._client.create(LEASES, lease))
+            self._observe(await self._client.create(LEASES, lease))
         else:
             lease = {**self._lease, "spec": {**spec, **changes}}
-            self.observe(await self._client.replace(LEASES, lease))
+            self._observe(await self._client.replace(LEASES, lease))
 
-    def observe(self, lease: Object | None) -> None:
+    def _observe(self, lease: Object | None) -> None:
         """Remember the lease; its time runs from now if it says something new."""
         if lease is None or _spec(lease) != _spec(self._lease):
             self._seen_at = self._clock()
@@ -318,13 +325,13 @@ class _LeaseWatch:
             self.upsert(lease)
 
     def upsert(self, obj: Object) -> None:
-        self._elector.observe(obj)
+        self._elector._observe(obj)
         if not self._elector.holder:
-            self._elector.vacancy.set()
+            self._elector._vacancy.set()
 
     def remove(self, obj: Object) -> None:
-        self._elector.observe(None)
-        self._elector.vacancy.set()
+        self._elector._observe(None)
+        self._elector._vacancy.set()
 
 
 def _spec(lease: Object | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 ``__main__``       the command ``qiskit-runner <stage>``
 ``circuit_stage``  stage ``circuit``, untrusted container: watches over the user's code
 ``circuit_child``  the process that runs the user's code and writes the circuit
+``supervisor``     listens while the executor works
 ``executor``       stage ``executor``, trusted container: validate, run, store, report
 ``story``          what ``kubectl logs`` shows of the executor
 ``hostile``        reads files that the untrusted stage left

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from qiskit_controller.api.run import ATTEMPT_ENV
+from qiskit_controller.runner.pod import Cgroup, Paths
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,25 +29,28 @@ def main(arguments: list[str] | None = None) -> int:
         # Circuits are drawn with box characters, whatever locale the image has.
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     _set_threads()
-    # Each stage imports its own needs only: what is imported is what the job waits for.
-    from qiskit_controller.runner.pod import Paths
-
     paths = Paths.under(given.root)
+    # Each stage imports its own needs only: what is imported is what the job waits for.
     if given.stage == "circuit":
         from qiskit_controller.runner import circuit_stage
         from qiskit_controller.runner.plan import read_plan
 
         circuit_stage.run_stage(read_plan(paths), paths)
         return 0
-    from qiskit_controller.runner import executor
+    from qiskit_controller.runner.supervisor import supervise
 
-    return executor.run_stage(paths, int(os.environ.get(ATTEMPT_ENV, "1")))
+    attempt = int(os.environ.get(ATTEMPT_ENV, "1"))
+
+    def work() -> int:
+        from qiskit_controller.runner import executor
+
+        return executor.run_stage(paths, attempt)
+
+    return supervise(work, paths.termination_log, attempt)
 
 
 def _set_threads() -> None:
     """Size thread pools by the container's CPUs; they would take the node's."""
-    from qiskit_controller.runner.pod import Cgroup
-
     cpus = str(Cgroup().cpus())
     for name, value in (
         ("OMP_NUM_THREADS", cpus),

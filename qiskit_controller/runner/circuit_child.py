@@ -76,6 +76,7 @@ class Request:
 
 def main() -> NoReturn:
     """Serve one request and end without running anything that the user's code left for later."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the parent's own
     request = Request(**json.loads(sys.stdin.buffer.read()))
     _take_stdin_away()
     _limit(request)

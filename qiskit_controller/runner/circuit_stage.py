@@ -95,13 +95,24 @@ def _harden_self() -> None:
     for option, value in ((set_no_new_privs, 1), (set_dumpable, 0), (set_child_subreaper, 1)):
         libc.prctl(option, value, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Looked for between other things, because it matters who sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # As process 1, not to be had by the child's either.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    def stop(_signal: int, _frame: object) -> None:
-        # The pod is being deleted. Process 1 has no default action for this signal.
-        _end_descendants()
-        os._exit(143)
 
-    signal.signal(signal.SIGTERM, stop)
+def _told_to_stop() -> bool:
+    """Whether the pod is being deleted.
+
+    The user's code can send the same signal, and would be given a new attempt for it at no
+    cost, over and over. Its processes are below this one; the kubelet is outside.
+    """
+    info = signal.sigtimedwait({signal.SIGTERM}, 0)
+    if info is None:
+        return False
+    if os.getpid() == 1:
+        return info.si_pid == 0  # as a sender outside the container's pid namespace is seen
+    return info.si_pid not in _descendants(os.getpid())
 
 
 @attrs.define
@@ -198,6 +209,9 @@ class _Watch:
                 take = self._take_output if key.fd == out else self._take_report
                 if not take(key.fd):
                     selector.unregister(key.fd)
+            if _told_to_stop():
+                _end_descendants()
+                os._exit(128 + signal.SIGTERM)
             # WNOWAIT: its memory use is asked for when it is reaped.
             if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return None

@@ -5,16 +5,14 @@ The only stage with a token and credentials. What the untrusted stage left is re
 circuit is computed here.
 
 The report is written to the termination message in every case but one: a pod that is told to
-stop says nothing, so that the controller sees it lost and starts another that costs the user
-nothing.
+stop (:mod:`supervisor`) says nothing, so that the controller sees it lost and starts another
+that costs the user nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -43,7 +41,7 @@ from qiskit_controller.runner.formats import Run, counts_json, write
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, clean, read_file
 from qiskit_controller.runner.hostile_qpy import load_circuit, metrics_of
 from qiskit_controller.runner.plan import read_plan
-from qiskit_controller.runner.pod import Cgroup, Paths
+from qiskit_controller.runner.pod import Paths
 from qiskit_controller.runner.results import document
 from qiskit_controller.runner.stores import StoreFailed, store_for
 
@@ -67,7 +65,6 @@ def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf | None = None) -
     Returns:
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(143))
     begun = time.monotonic()
     execution = _Execution(paths, attempt, cluster_of or _in_pod)
     report = execution.run()
@@ -160,8 +157,7 @@ class _Execution:
             content = read_file(self.paths.work, CIRCUIT_FILE, plan.limits.circuit_bytes)
         except Unreadable as error:
             raise rules.BadCircuit(Reason.CIRCUIT_INVALID, f"the circuit: {error}") from None
-        limit = Cgroup().memory_limit()
-        return load_circuit(content, memory_bytes=limit and limit * 3 // 4)
+        return load_circuit(content)
 
     def _ran(self, result: RunResult) -> None:
         transpiled = result.circuit

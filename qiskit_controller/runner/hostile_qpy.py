@@ -41,11 +41,12 @@ import sys
 import time
 import types
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qiskit_controller.api.qiskitjob import CircuitMetrics
 from qiskit_controller.api.run import Reason
 from qiskit_controller.runner.hostile import clean
+from qiskit_controller.runner.pod import free_memory, memory_use
 from qiskit_controller.runner.rules import BadCircuit
 
 if TYPE_CHECKING:
@@ -69,18 +70,15 @@ _LOOKED_UP = (
 _IMPORT_ATTRIBUTES = frozenset({"__name__", "__path__", "__spec__", "__file__", "__package__"})
 
 
-def load_circuit(content: bytes, *, memory_bytes: int | None = None) -> QuantumCircuit:
+def load_circuit(content: bytes) -> QuantumCircuit:
     """The one circuit in `content`.
-
-    Args:
-        memory_bytes: what reading it may allocate; 4 GiB when absent.
 
     Raises:
         BadCircuit: CircuitInvalid; it is no QPY file, not of the version of this image, holds
             not exactly one circuit, or takes too much to read.
     """
     _check_header(content)
-    _probe(content, memory_bytes or PROBE_BYTES)
+    _probe(content)
     try:
         return _load(content)
     # What the probe survived may still fail here, for instance for want of memory.
@@ -167,7 +165,7 @@ def _classes_only() -> Iterator[None]:
         sys.modules.update(real)
 
 
-def _probe(content: bytes, memory_bytes: int) -> None:
+def _probe(content: bytes) -> None:
     """Read `content` in a process that may die of it.
 
     Raises:
@@ -180,7 +178,7 @@ def _probe(content: bytes, memory_bytes: int) -> None:
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        _probe_child(content, memory_bytes, writing)
+        _probe_child(content, writing)
     os.close(writing)
     try:
         said, ended = _wait(pid, reading)
@@ -196,12 +194,14 @@ def _probe(content: bytes, memory_bytes: int) -> None:
     raise _unreadable(f"the reader crashed (exit code {ended})")
 
 
-def _probe_child(content: bytes, memory_bytes: int, writing: int) -> None:
-    """Never returns."""
+def _probe_child(content: bytes, writing: int) -> NoReturn:
     said = b""
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        free = free_memory()
+        # RLIMIT_DATA counts what was only reserved, too: allow for what is there already.
+        most = memory_use()["VmData"] + (PROBE_BYTES if free is None else free * 9 // 10)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         circuit = _load(content)
         metrics_of(circuit)
         said = b"ok"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import attrs
@@ -36,6 +37,22 @@ class Paths:
             token=place(run.TOKEN_DIR),
             termination_log=place(run.TERMINATION_LOG),
         )
+
+
+def memory_use() -> Mapping[str, int]:
+    """Bytes that this process uses: ``VmRSS``, ``VmData`` and the rest of /proc/self/status."""
+    use = {}
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if value.endswith(" kB"):
+            use[name] = int(value.split()[0]) * 1024
+    return use
+
+
+def free_memory() -> int | None:
+    """Bytes that the container may still use, if it has a limit and this process is all in it."""
+    limit = Cgroup().memory_limit()
+    return None if limit is None else max(0, limit - memory_use()["VmRSS"])
 
 
 @attrs.frozen

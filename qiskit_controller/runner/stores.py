@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from qiskit_controller.api.names import UID_LABEL
 from qiskit_controller.api.run import Plan, Reason, StoredResult
 from qiskit_controller.runner.cluster import (
     ApiError,
@@ -19,8 +20,6 @@ from qiskit_controller.runner.cluster import (
 )
 from qiskit_controller.runner.formats import Formatted
 
-# The controller marks the ConfigMaps that it makes for a job with the job's UID.
-JOB_UID_LABEL = "quantum.io/job-uid"
 COUNTS_KEY = "counts"
 # What the API server takes in data and binaryData together.
 MAX_CONFIG_MAP_BYTES = 1 << 20
@@ -126,7 +125,7 @@ class ConfigMapStore:
 
     def _check_owner(self, found: Object) -> None:
         labels = found["metadata"].get("labels") or {}
-        if labels.get(JOB_UID_LABEL) != self.job_uid:
+        if labels.get(UID_LABEL) != self.job_uid:
             raise StoreFailed(
                 Reason.OUTPUT_CONFLICT,
                 f"spec.output.location: the ConfigMap {self.name} was not made for this job and "

@@ -7,13 +7,12 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qiskit_controller.api.run import Plan, Reason
 from qiskit_controller.drivers import RunFailed, RunnerDriver, RunResult
 from qiskit_controller.drivers.local_simulator.controller import DEFAULT_BACKEND, method_of
-from qiskit_controller.runner.pod import Cgroup
+from qiskit_controller.runner.pod import Cgroup, free_memory
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -101,22 +100,12 @@ def _simulator(name: str, qubits: int) -> Any:
         raise RunFailed(
             Reason.BACKEND_REFUSED, f"spec.backend.name: {name!r} is not a local simulator"
         )
-    cgroup = Cgroup()
-    options: dict[str, Any] = {"max_parallel_threads": cgroup.cpus()}
-    limit = cgroup.memory_limit()
-    if limit is not None:
+    options: dict[str, Any] = {"max_parallel_threads": Cgroup().cpus()}
+    free = free_memory()
+    if free is not None:
         # Aer would take the node's memory for its own.
-        free = (limit - _resident_bytes()) * (1 - _SPARE)
-        options["max_memory_mb"] = max(1, int(free) >> 20)
+        options["max_memory_mb"] = max(1, int(free * (1 - _SPARE)) >> 20)
     return AerSimulator(method=method, n_qubits=qubits, **options)
-
-
-def _resident_bytes() -> int:
-    """Memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _transpile(circuit: QuantumCircuit, simulator: Any, plan: Plan, seed: int) -> QuantumCircuit:

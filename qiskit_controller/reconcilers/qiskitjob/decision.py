@@ -153,7 +153,8 @@ def decide(seen: Observed, limits: Limits) -> Decision:
 
 def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
     """Fail the job, because an action was refused for good."""
-    return _fail(seen, reason, message, validated=False)
+    validated = False if reason is Reason.INVALID_SPEC else None
+    return _fail(seen, reason, message, validated=validated)
 
 
 def blocked(seen: Observed, reason: str, message: str) -> Decision:

@@ -35,6 +35,7 @@ Manifest = dict[str, Any]
 # Any user but root; the images' own.
 _UID = 65532
 _TOKEN_SECONDS = 3600
+_GRACE_SECONDS = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -207,6 +208,9 @@ def _pod_spec(plan: Plan, attempt: int, settings: Settings) -> Manifest:
     work_bytes = 2 * plan.limits.circuit_bytes
     return {
         "restartPolicy": "Never",
+        # A stage that is told to stop does so at once, or is deep in a simulator's code, where
+        # it hears nothing until it is killed.
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "serviceAccountName": names.base_name(plan.job.name),
         # The token is mounted by hand, so that only the executor gets one.
         "automountServiceAccountToken": False,

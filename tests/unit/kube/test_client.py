@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
+import sys
 import traceback
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -232,6 +238,32 @@ async def test_secrets_do_not_reach_the_debug_log(
     assert "hunter2" not in caplog.text
 
 
+async def test_a_watch_that_is_not_answered_is_a_timeout(scripted: Any, connect: Any) -> None:
+    api, url = scripted
+
+    async def silence(request: Any) -> Any:
+        await asyncio.sleep(3600)
+
+    api.watches.append(silence)
+    async with connect(url, timeout=0.1) as client:
+        with pytest.raises(ConnectionFailed) as caught:
+            async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=60):
+                pass
+    assert caught.value.reason == "Timeout"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="Linux only")
+async def test_an_idle_watch_is_probed_by_the_kernel(api: Any, client: Client) -> None:
+    api.watches.append(api.stream(then="hang"))
+    async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=60):
+        connector: aiohttp.BaseConnector = client._api.rest_client.pool_manager.connector
+        (connection,) = connector._acquired
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
 async def test_the_response_is_closed_when_a_watch_is_left_early(api: Any, client: Client) -> None:
     api.watches.append(api.stream(*[api.line("ADDED", api.configmap("a"))] * 3, then="hang"))
     async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=60) as events:
@@ -240,3 +272,72 @@ async def test_the_response_is_closed_when_a_watch_is_left_early(api: Any, clien
             break
     connector: aiohttp.BaseConnector = client._api.rest_client.pool_manager.connector
     assert not connector._acquired
+
+
+def kubeconfig(path: Path, url: str, user: dict[str, Any]) -> str:
+    config = {
+        "current-context": "one",
+        "contexts": [
+            {"name": "one", "context": {"cluster": "c", "user": "u"}},
+            {"name": "two", "context": {"cluster": "c", "user": "v"}},
+        ],
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": user}, {"name": "v", "user": {"token": "other"}}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+async def test_connecting_by_kubeconfig(
+    scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, url = scripted
+    api.lists.extend([api.page(version=1)] * 3)
+    path = kubeconfig(tmp_path / "config", url, {"token": "secret"})
+    async with await Client.connect(path) as client:
+        await client.list(CONFIGMAPS)
+    async with await Client.connect(path, context="two") as client:
+        await client.list(CONFIGMAPS)
+    monkeypatch.setenv("KUBECONFIG", path)
+    async with await Client.connect(user_agent="tester") as client:
+        await client.list(CONFIGMAPS)
+    tokens = [request.headers["Authorization"] for request in api.requests]
+    assert tokens == ["Bearer secret", "Bearer other", "Bearer secret"]
+    assert api.requests[2].headers["User-Agent"] == "tester"
+
+
+async def test_connecting_to_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no kubeconfig at"):
+        await Client.connect()
+
+
+async def test_a_token_of_a_plugin_is_renewed(scripted: Any, tmp_path: Path) -> None:
+    """As EKS and GKE give them out, for some minutes each."""
+    api, url = scripted
+    api.lists.extend([api.page(version=1)] * 2)
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "import json, pathlib\n"
+        f"count = pathlib.Path({str(tmp_path / 'count')!r})\n"
+        "n = len(count.read_text()) if count.exists() else 0\n"
+        "count.write_text('x' * (n + 1))\n"
+        "print(json.dumps({'apiVersion': 'client.authentication.k8s.io/v1beta1',\n"
+        "    'kind': 'ExecCredential', 'status': {'token': f't{n}',\n"
+        f"    'expirationTimestamp': '{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}'}}}}))\n"
+    )
+    exec_ = {
+        "apiVersion": "client.authentication.k8s.io/v1beta1",
+        "command": sys.executable,
+        "args": [str(plugin)],
+    }
+    path = kubeconfig(tmp_path / "config", url, {"exec": exec_})
+    async with await Client.connect(path) as client:
+        await client.list(CONFIGMAPS)
+        await client.list(CONFIGMAPS)
+        plugin.write_text("raise SystemExit('not logged in')")
+        with pytest.raises(ConnectionFailed, match="not logged in"):
+            await client.create(CONFIGMAPS, api.configmap("a"))
+    tokens = [request.headers["Authorization"] for request in api.requests]
+    assert tokens == ["Bearer t1", "Bearer t2"]  # t0 came with the configuration

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qiskit_controller.runner.__main__ import _set_threads
 from qiskit_controller.runner.pod import Paths
+from qiskit_controller.runner.supervisor import supervise
 
 
 def main() -> int:
@@ -25,6 +26,11 @@ def main() -> int:
         limit = os.environ.get("QUANTUM_TEST_MEMORY")
         circuit_stage.run_stage(read_plan(paths), paths, memory_limit=int(limit) if limit else None)
         return 0
+    attempt = int(os.environ["QUANTUM_ATTEMPT"])
+    return supervise(lambda: _execute(paths, attempt), paths.termination_log, attempt)
+
+
+def _execute(paths: Paths, attempt: int) -> int:
     from qiskit_controller.runner import executor, stores
     from qiskit_controller.runner.cluster import Cluster
 
@@ -33,9 +39,7 @@ def main() -> int:
     stores._REQUEST_SECONDS, executor.PROGRESS_SECONDS = 2.0, 1.0
     url = os.environ["QUANTUM_TEST_SERVER"]
     return executor.run_stage(
-        paths,
-        int(os.environ["QUANTUM_ATTEMPT"]),
-        lambda paths, namespace: Cluster(url, paths.token, namespace),
+        paths, attempt, lambda paths, namespace: Cluster(url, paths.token, namespace)
     )
 
 
