@@ -40,6 +40,7 @@ from qiskit_controller.api.quantities import (
 from qiskit_controller.api.run import Limits, Reason, Report, Retry
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
+    Pinned,
     PodView,
     Run,
     Source,
@@ -54,6 +55,8 @@ RECHECK = timedelta(seconds=30)
 POD_PATIENCE = timedelta(seconds=5)
 # Above what the untrusted stage enforces itself, for code that got the better of it.
 CIRCUIT_GRACE = timedelta(seconds=60)
+# Above what the stage that fetches enforces itself, for a node that got stuck.
+SOURCE_GRACE = timedelta(seconds=60)
 # Like the Job controller's own: 10 s, doubled for each failure, six minutes at most.
 RETRY_BASE = timedelta(seconds=10)
 RETRY_CAP = timedelta(minutes=6)
@@ -71,7 +74,7 @@ class RemoveFinalizer:
 
 @attrs.frozen
 class Start:
-    """Pin the spec and the code, then run the first attempt."""
+    """Pin the spec, and the code where it is at hand, then run the first attempt."""
 
     source: Source
 
@@ -154,7 +157,9 @@ def decide(seen: Observed, limits: Limits) -> Decision:
 def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
     """Fail the job, because an action was refused for good."""
     validated = False if reason is Reason.INVALID_SPEC else None
-    return _fail(seen, reason, message, validated=validated)
+    decision = _fail(seen, reason, message, validated=validated)
+    # Some of what the job needs may have been made before the refusal.
+    return attrs.evolve(decision, actions=(CleanUp(output_unused=True),))
 
 
 def blocked(seen: Observed, reason: str, message: str) -> Decision:
@@ -194,15 +199,17 @@ def _start(seen: Observed) -> Decision:
         status = attrs.evolve(status, message=seen.source.message)
         note = EventNote("Warning", seen.source.reason, seen.source.message)
         return Decision(status, events=_if_new(seen, "Validated", note), requeue_after=RECHECK)
-    digest = seen.source.sha256
-    wanted = seen.spec.circuit.sha256
-    if wanted and wanted != digest:
-        return _fail(
-            seen,
-            Reason.SOURCE_HASH_MISMATCH,
-            f"spec.circuit.sha256 is {wanted}, but the code has {digest}",
-            validated=False,
-        )
+    source = None
+    if isinstance(seen.source, Pinned):
+        source = SourceStatus(sha256=seen.source.sha256)
+        wanted = seen.spec.circuit.sha256
+        if wanted and wanted != source.sha256:
+            return _fail(
+                seen,
+                Reason.SOURCE_HASH_MISMATCH,
+                f"spec.circuit.sha256 is {wanted}, but the code has {source.sha256}",
+                validated=False,
+            )
     job_name = names.job_name(seen.name, 1)
     status = _with_condition(
         seen, "Validated", "Unknown", "Validating", "The circuit has not been validated yet"
@@ -210,7 +217,7 @@ def _start(seen: Observed) -> Decision:
     status = attrs.evolve(
         status,
         message="Waiting for the pod to start",
-        source=SourceStatus(sha256=digest),
+        source=source,
         attempts=(AttemptStatus(number=1, job_name=job_name, start_time=format_time(seen.now)),),
     )
     note = EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")
@@ -245,8 +252,13 @@ def _validating(seen: Observed, pod: PodView) -> Decision | None:
         return None
     status = _with_condition(seen, "PodStarted", "True", "Started", f"Pod {pod.name} has started")
     status = attrs.evolve(status, phase="Validating", message="Validating the circuit")
-    note = EventNote("Normal", "Validating", f"Validating the circuit in pod {pod.name}")
-    return Decision(status, events=(note,), requeue_after=timedelta(0))
+    notes = [EventNote("Normal", "Validating", f"Validating the circuit in pod {pod.name}")]
+    fetched = pod.source_report
+    if fetched is not None:
+        at = f"commit {fetched.commit}, " if fetched.commit else ""
+        text = f"Fetched the code: {at}{fetched.size} bytes, SHA-256 {fetched.sha256}"
+        notes.insert(0, EventNote("Normal", "SourceFetched", text))
+    return Decision(status, events=tuple(notes), requeue_after=timedelta(0))
 
 
 def _scheduling(seen: Observed, pod: PodView) -> Decision | None:
@@ -361,6 +373,9 @@ def _wait(seen: Observed, run: Run, limits: Limits) -> Decision:
     if seen.status.phase == "Validating" and run.pod and run.pod.circuit_started:
         end = run.pod.circuit_started + timedelta(seconds=limits.circuit_seconds) + CIRCUIT_GRACE
         due.append(end - seen.now)
+    if run.pod and run.pod.source_started and not run.pod.source_ended:
+        end = run.pod.source_started + timedelta(seconds=limits.source_seconds) + SOURCE_GRACE
+        due.append(end - seen.now)
     return Decision(seen.status, requeue_after=max(min(due), timedelta(0)))
 
 
@@ -369,6 +384,11 @@ def _note_pod(seen: Observed, run: Run) -> Observed:
     status = seen.status
     if run.pod is not None:
         status = attrs.evolve(status, executor_pod_name=run.pod.name)
+        fetched = run.pod.source_report
+        # What was fetched first stays: every later attempt has to run the same.
+        if fetched is not None and fetched.reason is None and status.source is None:
+            source = SourceStatus(sha256=fetched.sha256, commit=fetched.commit)
+            status = attrs.evolve(status, source=source)
     problem = run.pod.problem if run.pod is not None else run.no_pod
     if problem is None:
         return attrs.evolve(seen, status=status)
@@ -405,6 +425,9 @@ def _failure(seen: Observed, run: Run, limits: Limits) -> tuple[Reason, str] | N
             return _executor_died(pod.executor_ended)
         if pod.circuit_ended is not None and pod.circuit_ended.exit_code != 0 and not pod.lost:
             return _circuit_died(pod.circuit_ended)
+        source = _source_failure(seen, pod, limits)
+        if source is not None and not pod.lost:
+            return source
     if run.failed is not None:
         return Reason.POD_LOST, "the pod is gone: " + (run.failed[1] or run.failed[0])
     status, spec = seen.status, seen.spec
@@ -452,6 +475,43 @@ def _circuit_died(ended: Terminated) -> tuple[Reason, str]:
     return (
         Reason.CIRCUIT_EXITED,
         f"the circuit's code ended its container ({ended.reason}, exit code {ended.exit_code})",
+    )
+
+
+def _source_failure(
+    seen: Observed, pod: PodView, limits: Limits
+) -> tuple[Reason, str] | None:
+    """Why the code could not be fetched, or is not the code of the attempts before."""
+    ended, report = pod.source_ended, pod.source_report
+    if ended is None:
+        bound = timedelta(seconds=limits.source_seconds)
+        if pod.source_started and seen.now >= pod.source_started + bound + SOURCE_GRACE:
+            return (
+                Reason.SOURCE_UNAVAILABLE,
+                f"fetching the code took longer than {format_duration(bound)}",
+            )
+        return None
+    if report is not None and report.reason is not None:
+        return report.reason, report.message
+    if ended.exit_code == 0:
+        known = seen.status.source
+        if report is not None and known is not None and known.sha256 != report.sha256:
+            # The Job replaced a pod that was deleted, and the code had changed meanwhile. The
+            # next attempt is told what to fetch.
+            return Reason.POD_LOST, "the pod was deleted, and the one in its place found other code"
+        return None
+    if ended.reason == "OOMKilled":
+        return (
+            Reason.OUT_OF_MEMORY,
+            "fetching the code needed more memory than its limit; raise "
+            "spec.resources.limits.memory",
+        )
+    if ended.exit_code == 143:
+        return Reason.POD_LOST, "the pod was told to stop while it fetched the code"
+    return (
+        Reason.SOURCE_FAILED,
+        f"the stage that fetches the code ended without a report ({ended.reason}, exit code "
+        f"{ended.exit_code})",
     )
 
 
@@ -596,8 +656,7 @@ def _delete(seen: Observed) -> Decision:
 
 def _alive(run: Run) -> bool:
     """Whether something of the run may still execute."""
-    ended = run.pod is not None and run.pod.executor_ended is not None
-    return run.failed is None and not ended
+    return run.failed is None and not (run.pod is not None and run.pod.over)
 
 
 def _stop(runs: Sequence[Run]) -> tuple[Action, ...]:
@@ -607,7 +666,7 @@ def _stop(runs: Sequence[Run]) -> tuple[Action, ...]:
 
 
 def _ended(pod: PodView | None, now: datetime) -> datetime:
-    ended = (pod.executor_ended or pod.circuit_ended) if pod else None
+    ended = (pod.executor_ended or pod.circuit_ended or pod.source_ended) if pod else None
     return (ended.finished if ended else None) or now
 
 

@@ -3,6 +3,8 @@
 The pod has stages of two levels of trust. ``circuit`` runs the user's code and gets nothing:
 no token, no credential, no Secret. ``executor`` holds those and runs none of the user's code.
 The only thing they share is a volume that the first writes and the second reads with care.
+Where the code has to be fetched, ``source`` comes first: trusted with Git credentials, it runs
+nothing of what it fetches, and the others can only read what it leaves.
 """
 
 from __future__ import annotations
@@ -16,19 +18,29 @@ import attrs
 
 from qiskit_controller.api import names
 from qiskit_controller.api.codec import to_wire
-from qiskit_controller.api.qiskitjob import API_VERSION, KIND, QiskitJobSpec, ResourceRequirements
+from qiskit_controller.api.qiskitjob import (
+    API_VERSION,
+    KIND,
+    QiskitJobSpec,
+    ResourceRequirements,
+    SourceStatus,
+)
 from qiskit_controller.api.quantities import parse_quantity
 from qiskit_controller.api.run import (
     ATTEMPT_ENV,
+    COMMIT_ENV,
+    GIT_DIR,
     INPUT_DIR,
     PLAN_FILE,
+    SHA256_ENV,
+    SOURCE_DIR,
     TERMINATION_LOG,
     TOKEN_DIR,
     WORK_DIR,
     Limits,
     Plan,
 )
-from qiskit_controller.reconcilers.qiskitjob.observed import CIRCUIT, EXECUTOR, Source
+from qiskit_controller.reconcilers.qiskitjob.observed import CIRCUIT, EXECUTOR, SOURCE, Pinned
 
 Manifest = dict[str, Any]
 
@@ -78,8 +90,12 @@ def _metadata(plan: Plan, name: str) -> Manifest:
     }
 
 
-def input_config_map(plan: Plan, source: Source) -> Manifest:
-    """The plan and the code: what every attempt runs. Immutable."""
+def input_config_map(plan: Plan, source: Pinned | None) -> Manifest:
+    """The plan and the code: what every attempt runs. Immutable.
+
+    Args:
+        source: None when the pod fetches the code.
+    """
     # Inline code stands in its own file; a second copy might not fit.
     slim = attrs.evolve(plan.spec, circuit=attrs.evolve(plan.spec.circuit, code=None))
     config_map: Manifest = {
@@ -89,6 +105,8 @@ def input_config_map(plan: Plan, source: Source) -> Manifest:
         "immutable": True,
         "data": {PLAN_FILE: json.dumps(to_wire(attrs.evolve(plan, spec=slim)), indent=1)},
     }
+    if source is None:
+        return config_map
     try:
         config_map["data"][source.file] = source.content.decode()
     except UnicodeDecodeError:
@@ -143,11 +161,16 @@ def role_binding(plan: Plan) -> Manifest:
     }
 
 
-def kubernetes_job(plan: Plan, attempt: int, settings: Settings) -> Manifest:
+def kubernetes_job(
+    plan: Plan, attempt: int, settings: Settings, fetched: SourceStatus | None = None
+) -> Manifest:
     """The Kubernetes Job of one attempt.
 
     It never retries by itself (``backoffLimit: 0``): only the controller knows which failures
     are worth another attempt.
+
+    Args:
+        fetched: the code of earlier attempts, which this one has to run as well.
     """
     metadata = _metadata(plan, names.job_name(plan.job.name, attempt))
     metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)
@@ -165,13 +188,15 @@ def kubernetes_job(plan: Plan, attempt: int, settings: Settings) -> Manifest:
                         "kubectl.kubernetes.io/default-container": EXECUTOR,
                     },
                 },
-                "spec": _pod_spec(plan, attempt, settings),
+                "spec": _pod_spec(plan, attempt, settings, fetched),
             },
         },
     }
 
 
-def _pod_spec(plan: Plan, attempt: int, settings: Settings) -> Manifest:
+def _pod_spec(
+    plan: Plan, attempt: int, settings: Settings, fetched: SourceStatus | None
+) -> Manifest:
     resources = _resources(plan.spec, settings)
     shared: Manifest = {
         "image": settings.runner_image,
@@ -206,7 +231,7 @@ def _pod_spec(plan: Plan, attempt: int, settings: Settings) -> Manifest:
     }
     # Room for the largest circuit that is let through, and for what is written beside it.
     work_bytes = 2 * plan.limits.circuit_bytes
-    return {
+    pod = {
         "restartPolicy": "Never",
         # A stage that is told to stop does so at once, or is deep in a simulator's code, where
         # it hears nothing until it is killed.
@@ -234,6 +259,45 @@ def _pod_spec(plan: Plan, attempt: int, settings: Settings) -> Manifest:
             {"name": "token", "projected": {"sources": _token_sources()}},
         ],
     }
+    if plan.source.fetched:
+        _add_source_stage(pod, plan, shared, fetched)
+    return pod
+
+
+def _add_source_stage(
+    pod: Manifest, plan: Plan, shared: Manifest, fetched: SourceStatus | None
+) -> None:
+    """The container that fetches the code, before the others, which may only read it."""
+    for container in (*pod["initContainers"], *pod["containers"]):
+        container["volumeMounts"].append(
+            {"name": "source", "mountPath": str(SOURCE_DIR), "readOnly": True}
+        )
+    known = {COMMIT_ENV: fetched.commit, SHA256_ENV: fetched.sha256} if fetched else {}
+    container = shared | {
+        "name": SOURCE,
+        "command": ["qiskit-runner", SOURCE],
+        "env": [{"name": name, "value": value} for name, value in known.items() if value],
+        "volumeMounts": [
+            {"name": "input", "mountPath": str(INPUT_DIR), "readOnly": True},
+            {"name": "source", "mountPath": str(SOURCE_DIR)},
+            {"name": "source-tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+        ],
+    }
+    pod["initContainers"].insert(0, container)
+    limits = plan.limits
+    # The stage keeps below these by itself: a volume that is too full would evict the pod, and
+    # that is no verdict on the code.
+    pod["volumes"] += [
+        {"name": "source", "emptyDir": {"sizeLimit": str(2 * limits.source_bytes)}},
+        {"name": "source-tmp", "emptyDir": {"sizeLimit": str(2 * limits.git_bytes)}},
+    ]
+    credentials = plan.spec.credentials
+    if plan.spec.circuit.source == "git" and credentials and credentials.git_secret_ref:
+        container["volumeMounts"].append(
+            {"name": "git", "mountPath": str(GIT_DIR), "readOnly": True}
+        )
+        secret = {"secretName": credentials.git_secret_ref.name, "defaultMode": 0o400}
+        pod["volumes"].append({"name": "git", "secret": secret})
 
 
 def _token_sources() -> list[Manifest]:
@@ -274,11 +338,6 @@ def _resources(spec: QiskitJobSpec, settings: Settings) -> Manifest:
 
 def unsupported(spec: QiskitJobSpec) -> str | None:
     """What the spec asks for that this version cannot do, or None."""
-    if spec.circuit.source not in ("inline", "configmap"):
-        return (
-            f"spec.circuit.source: {spec.circuit.source!r} is not supported by this version; "
-            "use inline or configmap"
-        )
     if spec.output.type != "configmap":
         return (
             f"spec.output.type: {spec.output.type!r} is not supported by this version; "

@@ -17,7 +17,7 @@ import attrs
 from qiskit_controller.api.codec import DecodeError, from_wire
 from qiskit_controller.api.qiskitjob import QiskitJobSpec, QiskitJobStatus
 from qiskit_controller.api.quantities import parse_time
-from qiskit_controller.api.run import Progress, Reason, Report
+from qiskit_controller.api.run import Progress, Reason, Report, SourceReport
 
 CIRCUIT = "circuit"
 EXECUTOR = "executor"
@@ -43,6 +43,10 @@ class PodView:
 
     Attributes:
         problem: what keeps it from starting, as (reason, message), while it does.
+        idle_since: since when it has a node, but no container of it has run.
+        source_started: when the stage that fetches the code began.
+        source_ended: how it ended.
+        source_report: what it said of the code.
         circuit_started: when the untrusted stage began.
         circuit_ended: how it ended.
         executor_started: when the executor began.
@@ -53,12 +57,24 @@ class PodView:
 
     name: str
     problem: tuple[str, str] | None = None
+    idle_since: datetime | None = None
+    source_started: datetime | None = None
+    source_ended: Terminated | None = None
+    source_report: SourceReport | None = None
     circuit_started: datetime | None = None
     circuit_ended: Terminated | None = None
     executor_started: datetime | None = None
     executor_ended: Terminated | None = None
     report: Report | None = None
     lost: tuple[Reason, str] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing in it will run any more."""
+        before = (self.source_ended, self.circuit_ended)
+        return self.executor_ended is not None or any(
+            each is not None and each.exit_code != 0 for each in before
+        )
 
 
 @attrs.frozen
@@ -80,7 +96,7 @@ class Run:
 
 
 @attrs.frozen
-class Source:
+class Pinned:
     """The code as it was found, to be pinned."""
 
     file: str
@@ -93,11 +109,21 @@ class Source:
 
 
 @attrs.frozen
+class ToFetch:
+    """The code is fetched by the pod; there is nothing to pin yet but its file's name."""
+
+    file: str
+
+
+@attrs.frozen
 class SourceMissing:
     """The code is not there yet; it may still come."""
 
     reason: str
     message: str
+
+
+Source = Pinned | ToFetch
 
 
 @attrs.frozen
@@ -171,9 +197,14 @@ def view_pod(pod: Mapping[str, Any], attempt: int) -> PodView:
         for each in status.get(key) or ()
     }
     executor_ended = _terminated(containers.get(EXECUTOR))
+    source_ended = _terminated(containers.get(SOURCE))
     return PodView(
         name=pod["metadata"]["name"],
         problem=_problem(status, containers),
+        idle_since=_idle_since(status, containers),
+        source_started=_started(containers.get(SOURCE)),
+        source_ended=source_ended,
+        source_report=_source_report(source_ended),
         circuit_started=_started(containers.get(CIRCUIT)),
         circuit_ended=_terminated(containers.get(CIRCUIT)),
         executor_started=_started(containers.get(EXECUTOR)),
@@ -213,6 +244,24 @@ def _problem(
         if waiting and waiting.get("reason") not in (None, *_ORDINARY_WAITS):
             return waiting["reason"], waiting.get("message", "")
     return None
+
+
+def _idle_since(
+    status: Mapping[str, Any], containers: Mapping[str, Mapping[str, Any]]
+) -> datetime | None:
+    since = status.get("startTime")
+    if not since or any(_started(each) for each in containers.values()):
+        return None
+    return parse_time(since)
+
+
+def _source_report(ended: Terminated | None) -> SourceReport | None:
+    if ended is None or not ended.message:
+        return None
+    try:
+        return from_wire(json.loads(ended.message), SourceReport)
+    except (json.JSONDecodeError, DecodeError):
+        return None  # the kubelet's own words
 
 
 def _report(ended: Terminated | None, attempt: int) -> Report | None:

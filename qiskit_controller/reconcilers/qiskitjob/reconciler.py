@@ -195,12 +195,10 @@ class QiskitJobReconciler:
         changed: list[str] = []
         deleting = "deletionTimestamp" in metadata
         active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
-        sound = spec is not None and not judged.problems and not judged.unsupported
-        if active and not status.attempts and spec is not None and sound:
-            source = await self._source(namespace, spec)
-        if active and status.attempts:
-            plan = await self._pinned(namespace, name, uid)
-            if plan is not None:
+        if active:
+            pinned = await self._pinned(namespace, name, uid)
+            if pinned is not None:
+                plan, source = pinned
                 changed = _changes(plan.spec, job["spec"])
                 # What was started counts, whatever the object says now; but it may be
                 # cancelled, and be given a time to live.
@@ -209,6 +207,9 @@ class QiskitJobReconciler:
                     cancel=bool(spec and spec.cancel),
                     ttl_seconds_after_finished=spec.ttl_seconds_after_finished if spec else None,
                 )
+            elif not status.attempts and spec is not None and judged.sound:
+                source = await self._source(namespace, spec)
+        if active and status.attempts:
             current = runs.get(status.attempts[-1].number)
             if current is not None and current.pod is not None and current.pod.executor_started:
                 progress = await self._progress(namespace, name, current.attempt)
@@ -260,9 +261,8 @@ class QiskitJobReconciler:
                 f"ConfigMap {reference.name!r}, named by spec.circuit.configMapRef, does not "
                 f"exist in namespace {namespace!r}; the job goes on when it does",
             )
-        text = (config_map.get("data") or {}).get(reference.key)
-        binary = (config_map.get("binaryData") or {}).get(reference.key)
-        if text is None and binary is None:
+        content = _value(config_map, reference.key)
+        if content is None:
             keys = sorted(
                 {**(config_map.get("data") or {}), **(config_map.get("binaryData") or {})}
             )
@@ -271,11 +271,10 @@ class QiskitJobReconciler:
                 f"ConfigMap {reference.name!r} has no key {reference.key!r}, named by "
                 f"spec.circuit.configMapRef; it has: {', '.join(keys[:20]) or 'none'}",
             )
-        content = text.encode() if text is not None else base64.b64decode(binary or "")
         return Source(_file_name(reference.key), content)
 
-    async def _pinned(self, namespace: str, name: str, uid: str) -> Plan | None:
-        """The plan that was started, unless someone deleted it."""
+    async def _pinned(self, namespace: str, name: str, uid: str) -> tuple[Plan, Source] | None:
+        """What was started, plan and code, unless nothing was, or someone deleted it."""
         try:
             config_map = await self.client.get(CONFIGMAPS, names.input_name(name), namespace)
         except NotFound:
@@ -283,11 +282,11 @@ class QiskitJobReconciler:
         if not names.belongs_to(config_map, uid):
             return None
         plan = from_wire(json.loads(config_map["data"][PLAN_FILE]), Plan)
+        source = Source(plan.source.file, _value(config_map, plan.source.file) or b"")
         if plan.spec.circuit.source == "inline":
-            code = config_map["data"][plan.source.file]
-            circuit = attrs.evolve(plan.spec.circuit, code=code)
+            circuit = attrs.evolve(plan.spec.circuit, code=source.content.decode())
             plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, circuit=circuit))
-        return plan
+        return plan, source
 
     async def _progress(self, namespace: str, name: str, attempt: int) -> Progress | None:
         try:
@@ -375,13 +374,14 @@ class QiskitJobReconciler:
         await self._ensure(ROLEBINDINGS, manifests.role_binding(plan), plan)
 
     async def _restart(self, seen: Observed, number: int) -> None:
-        plan = await self._pinned(seen.namespace, seen.name, seen.uid)
-        if plan is None:
+        pinned = await self._pinned(seen.namespace, seen.name, seen.uid)
+        if pinned is None:
             raise _Refused(
                 Reason.EXECUTOR_FAILED,
                 f"ConfigMap {names.input_name(seen.name)!r}, which holds what this job runs, "
                 "was deleted",
             )
+        plan, _ = pinned
         await self._prepare(plan, None)
         await self._create_job(plan, number)
 
@@ -543,6 +543,11 @@ class _Judgement:
     backend: str = ""
     cost: str = ""
 
+    @property
+    def sound(self) -> bool:
+        """Whether something may be started from it."""
+        return self.spec is not None and not self.problems and not self.unsupported
+
 
 def _judge(job: Object) -> _Judgement:
     try:
@@ -575,6 +580,15 @@ def _changes(started: QiskitJobSpec, spec: Mapping[str, Any]) -> list[str]:
         for field in sorted({*then, *now})
         if field not in MUTABLE and then.get(field) != now.get(field)
     ]
+
+
+def _value(config_map: Object, key: str) -> bytes | None:
+    """What a ConfigMap holds under a key, as text or as binary."""
+    text = (config_map.get("data") or {}).get(key)
+    if text is not None:
+        return str(text).encode()
+    binary = (config_map.get("binaryData") or {}).get(key)
+    return base64.b64decode(binary) if binary is not None else None
 
 
 def _attempt_of(job: Object) -> int:
