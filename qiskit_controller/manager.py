@@ -23,7 +23,12 @@ from prometheus_client.exposition import choose_encoder
 from qiskit_controller.kube.client import Client
 from qiskit_controller.kube.controller import Controller
 from qiskit_controller.kube.events import EventRecorder
-from qiskit_controller.kube.health import HealthServer
+from qiskit_controller.kube.health import (
+    HealthServer,
+    informer_hears,
+    informer_synced,
+    queue_moves,
+)
 from qiskit_controller.kube.leaderelection import LeaderElector
 from qiskit_controller.kube.queue import WorkQueue
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
@@ -103,8 +108,11 @@ class Manager:
             metrics=metrics.LeaderMetrics(registry, NAME),
         )
         self.health = HealthServer(host=options.host, port=options.health_port)
-        self.health.add_readiness("informers", self._informers_synced)
-        self.health.add_liveness("workers", self._workers_alive)
+        self.health.add_liveness("workers", queue_moves(self._queue, _STUCK_SECONDS))
+        for informer in self._caches.all():
+            plural = informer.resource.plural
+            self.health.add_readiness(f"informer-{plural}", informer_synced(informer))
+            self.health.add_liveness(f"informer-{plural}", informer_hears(informer))
         self.metrics = HealthServer(host=options.host, port=options.metrics_port)
         self.metrics.add_get("/metrics", _Exposition(registry).handle)
 
@@ -158,14 +166,6 @@ class Manager:
         finally:
             workers.cancel()
             await asyncio.wait({workers})
-
-    def _informers_synced(self) -> str | None:
-        waiting = [each.resource.plural for each in self._caches.all() if not each.has_synced]
-        return f"not synced: {', '.join(waiting)}" if waiting else None
-
-    def _workers_alive(self) -> str | None:
-        longest = self._queue.longest_running_seconds()
-        return f"a reconcile runs for {longest:.0f} s" if longest > _STUCK_SECONDS else None
 
 
 class _Exposition:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
@@ -140,6 +141,7 @@ class ScriptedApi(Steps):
 class StatefulApi:
     objects: dict[str, Object] = attrs.field(factory=dict)
     version: int = 0
+    stored_at: float = 0.0
     down: bool = False
     hang: bool = False
     refuse: tuple[int, str] | None = None
@@ -189,6 +191,7 @@ class StatefulApi:
 
     def _store(self, type_: str, path: str, obj: Object) -> Object:
         self.version += 1
+        self.stored_at = time.monotonic()
         metadata = {**obj["metadata"], "resourceVersion": str(self.version)}
         self.objects[path] = {**obj, "metadata": metadata}
         self._tell(type_, path, self.objects[path])

@@ -252,6 +252,15 @@ async def test_a_watch_that_is_not_answered_is_a_timeout(scripted: Any, connect:
     assert caught.value.reason == "Timeout"
 
 
+async def test_a_watch_that_ends_in_a_line_has_failed(api: Any, client: Client) -> None:
+    whole = api.line("ADDED", api.configmap("a"))
+    api.watches.append(api.stream(whole + whole[:-1]))
+    async with client.watch(CONFIGMAPS, resource_version="1", timeout_seconds=9) as events:
+        assert (await anext(events)).type == "ADDED"
+        with pytest.raises(ConnectionFailed, match="middle of a line"):
+            await anext(events)
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="Linux only")
 async def test_an_idle_watch_is_probed_by_the_kernel(api: Any, client: Client) -> None:
     api.watches.append(api.stream(then="hang"))

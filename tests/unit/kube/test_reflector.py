@@ -257,6 +257,19 @@ async def test_server_errors_at_watch_start_resume_where_it_was(
     assert len(api.queries(watch=False)) == 1
 
 
+@pytest.mark.parametrize(("code", "lists"), [(500, 2), (504, 2), (429, 1)])
+async def test_an_error_in_a_watch(
+    api: Any, informer: Informer, running: Any, eventually: Any, code: int, lists: int
+) -> None:
+    """Where the server failed on an object it will fail again, unless it was just busy."""
+    api.lists.append(api.page(version=10))
+    api.watches.append(api.stream(api.line("ERROR", api.status(code, "Whatever"))))
+    api.lists.append(api.page(version=20))
+    running(informer.run())
+    await eventually(lambda: len(api.queries(watch=True)) == 2)
+    assert len(api.queries(watch=False)) == lists
+
+
 @pytest.mark.parametrize("step", [(504, "Timeout"), (400, "BadRequest")])
 async def test_a_resource_version_the_server_cannot_make_sense_of(
     api: Any, informer: Informer, running: Any, eventually: Any, step: tuple[int, str]
