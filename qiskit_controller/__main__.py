@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -31,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "capitals (QISKIT_RUNNER_IMAGE).",
     )
 
-    def option(name: str, default: object, doc: str, type_: type = str) -> None:
+    def option(name: str, default: object, doc: str, type_: Callable[[str], object] = str) -> None:
         variable = "QISKIT_" + name.upper().replace("-", "_")
         parser.add_argument(
             f"--{name}", default=os.environ.get(variable, default), help=doc, type=type_
@@ -42,6 +44,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     option("runner-image", "qiskit-runner:latest", "image of the jobs' pods")
     option("runner-pull-policy", "IfNotPresent", "imagePullPolicy of the jobs' pods")
     option("circuit-timeout", 300.0, "seconds that a circuit's own code may take", float)
+    option("source-timeout", 120.0, "seconds that fetching a url or git source may take", float)
+    option("source-max-bytes", 10_000_000, "size of the code of a url or git source", int)
+    option("git-max-bytes", 256_000_000, "what a Git repository may take up in the pod", int)
+    option(
+        "source-allow-cidr",
+        "",
+        "networks that sources may be fetched from beside the public Internet, with commas "
+        "between them; by default none",
+        _networks,
+    )
     option("workers", 8, "reconciles at a time", int)
     option("health-port", 8081, "port of /healthz and /readyz", int)
     option("metrics-port", 8080, "port of /metrics", int)
@@ -69,7 +81,13 @@ def main() -> int:
         settings=Settings(
             runner_image=given.runner_image,
             pull_policy=given.runner_pull_policy,
-            bounds=Limits(circuit_seconds=given.circuit_timeout),
+            bounds=Limits(
+                circuit_seconds=given.circuit_timeout,
+                source_seconds=given.source_timeout,
+                source_bytes=given.source_max_bytes,
+                git_bytes=given.git_max_bytes,
+                source_allow_cidr=given.source_allow_cidr,
+            ),
         ),
     )
     try:
@@ -78,6 +96,16 @@ def main() -> int:
         log.critical("ended", error=f"{type(error).__name__}: {error}")
         return 1
     return 0
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    for each in found:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return tuple(found)
 
 
 def _own_namespace() -> str:

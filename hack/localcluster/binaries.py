@@ -53,10 +53,11 @@ def assets() -> Path:
     store = etcd()
 
     def link(out: Path) -> None:
-        for source in (kube / "kube-apiserver", store):
+        # The last one is no part of envtest's; it has the garbage collector.
+        for source in (kube / "kube-apiserver", store, kube / "kube-controller-manager"):
             (out / source.name).hardlink_to(source)
 
-    return cache.product("assets", f"{kube.name}-{_version_of(store)}", link)
+    return cache.product("assets", f"{kube.name}-{_version_of(store)}-collector", link)
 
 
 def node_programs() -> dict[str, Path]:

@@ -66,7 +66,9 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(bool, _boolean)
     converter.register_structure_hook(str | int | None, lambda value, _: value)
     converter.register_structure_hook(StrEnum, lambda value, cls: cls(value))
-    converter.register_structure_hook_func(lambda cls: get_origin(cls) is Literal, _one_of)
+    converter.register_structure_hook_func(
+        lambda cls: cast(Any, get_origin(cls)) is Literal, _one_of
+    )
     return converter
 
 

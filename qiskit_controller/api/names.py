@@ -9,6 +9,8 @@ from collections.abc import Mapping
 FINALIZER = "quantum.io/cleanup"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "qiskit-controller"
+# A namespace's owner makes it; its annotations are what jobs are at a cloud provider.
+IDENTITY_ACCOUNT = "qiskit-executor"
 JOB_LABEL = "quantum.io/job"
 UID_LABEL = "quantum.io/job-uid"
 ATTEMPT_LABEL = "quantum.io/attempt"

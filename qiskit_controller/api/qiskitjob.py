@@ -273,7 +273,8 @@ class OutputSpec:
     type: OutputType = field("Storage type: configmap, pvc, s3 or gcs.", default="configmap")
     location: str | None = field(
         "Storage location: the name of the ConfigMap (<job>-results when absent) or of the "
-        "PersistentVolumeClaim, or a URL such as s3://bucket/path or gs://bucket/path.",
+        "PersistentVolumeClaim, or the URL of a folder such as s3://bucket/path or "
+        "gs://bucket/path.",
         default=None,
         min_length=1,
         max_length=1024,
@@ -324,7 +325,9 @@ class CredentialsSpec:
     """Secrets that the trusted stages of the pod may use."""
 
     secret_ref: SecretRef | None = field(
-        "Secret with the backend's credentials, for example the key api-key.", default=None
+        "Secret with the backend's credentials, for example the key api-key, and with those of "
+        "an s3 or gcs output.",
+        default=None,
     )
     git_secret_ref: SecretRef | None = field(
         "Secret for a private Git repository: username and password, or ssh-privatekey. "
@@ -434,7 +437,9 @@ class CircuitMetrics:
     clbits: int = field("Number of classical bits.", default=0, format="int32")
     depth: int = field("Circuit depth.", default=0, format="int64")
     gates: int = field("Number of operations.", default=0, format="int64")
-    hash: str = field("SHA-256 of the circuit in QPY form.", default="")
+    hash: str = field(
+        "SHA-256 over what the circuit does; circuits that are equal share it.", default=""
+    )
 
 
 @attrs.frozen

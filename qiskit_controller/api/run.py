@@ -35,6 +35,8 @@ WORK_DIR = PurePosixPath("/quantum/work")  # emptyDir: circuit stage writes, exe
 SOURCE_DIR = PurePosixPath("/quantum/source")  # emptyDir: source stage writes, the others read
 GIT_DIR = PurePosixPath("/quantum/git")  # Secret: Git credentials; source stage only
 TOKEN_DIR = PurePosixPath("/quantum/token")  # projected: token, ca.crt, namespace; executor only
+STORAGE_DIR = PurePosixPath("/quantum/storage")  # PersistentVolumeClaim; executor only
+CREDENTIALS_DIR = PurePosixPath("/quantum/credentials")  # Secret; executor only
 TERMINATION_LOG = PurePosixPath("/dev/termination-log")
 PLAN_FILE = "plan.json"
 CIRCUIT_FILE = "circuit.qpy"
@@ -45,6 +47,7 @@ RESERVED_FILES = frozenset({PLAN_FILE, SOURCE_FILE})
 
 # Environment of the executor.
 ATTEMPT_ENV = "QUANTUM_ATTEMPT"
+STORE_ENV = "QUANTUM_STORE"  # run nothing; store what this attempt has kept in the record
 # Environment of the source stage: what an earlier attempt fetched, for this one to fetch again.
 COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
 SHA256_ENV = "QUANTUM_SOURCE_SHA256"
@@ -115,8 +118,15 @@ class Reason(StrEnum):
     # Storing what came back
     OUTPUT_CONFLICT = "OutputConflict", Retry.NEVER
     OUTPUT_TOO_LARGE = "OutputTooLarge", Retry.NEVER
+    OUTPUT_DENIED = "OutputDenied", Retry.COUNTED  # a person can mend the Secret meanwhile
+    OUTPUT_NOT_FOUND = "OutputNotFound", Retry.COUNTED  # a person can make the bucket meanwhile
+    OUTPUT_FULL = "OutputFull", Retry.COUNTED
+    OUTPUT_UNAVAILABLE = "OutputUnavailable", Retry.COUNTED
     OUTPUT_FAILED = "OutputFailed", Retry.COUNTED
+    RESULT_LOST = "ResultLost", Retry.NEVER  # running again is for the user to decide
     # The pod
+    STAGE_FAILED = "StageFailed", Retry.COUNTED
+    STORAGE_EXCEEDED = "StorageExceeded", Retry.NEVER
     POD_LOST = "PodLost", Retry.FREE
     EVICTED = "Evicted", Retry.FREE
 
@@ -189,7 +199,18 @@ class Outcome:
     printed: str = field("The end of what the user's code printed.", default="")
 
 
-Stage = Literal["Validated", "Executing"]
+Stage = Literal["Validated", "Executing", "Executed"]
+
+
+@attrs.frozen
+class KeptResult:
+    """A result that waits in the record for being stored, as an .xz file."""
+
+    file: str = field("Name of the file in the store.")
+    text: bool = field("Whether it is UTF-8 text.", default=False)
+    media_type: str = field("For stores that keep one.", default="")
+    size: int = field("Bytes, before compression.")
+    sha256: str = field("SHA-256 of the bytes, before compression.")
 
 
 @attrs.frozen
@@ -200,11 +221,25 @@ class Progress:
     stage: Stage = field("The step that has been reached.")
     circuit_metrics: CircuitMetrics = field("The validated circuit.")
     backend: str | None = field("The backend that executes.", default=None)
+    report: Report | None = field("With Executed: what came back, as far as it fits.", default=None)
+    kept: KeptResult | None = field(
+        "With Executed: the whole result, when it could be kept under result_key.", default=None
+    )
 
 
 def progress_key(attempt: int) -> str:
     """The record's key for an attempt; a late writer of an old one disturbs nobody."""
     return f"progress-{attempt}"
+
+
+def result_key(attempt: int) -> str:
+    """The record's key, in binaryData, for the result of an attempt."""
+    return f"result-{attempt}"
+
+
+def counts_key(attempt: int) -> str:
+    """The same for its counts, for a store that wants them beside the result."""
+    return f"counts-{attempt}"
 
 
 @attrs.frozen
@@ -236,16 +271,20 @@ class Report:
 
 
 def encode_report(report: Report, limit: int = MAX_REPORT_BYTES) -> str:
-    """The report as JSON of at most `limit` bytes.
+    """The report as JSON of at most `limit` bytes; see :func:`fit_report`."""
+    return _dumps(fit_report(report, limit))
+
+
+def fit_report(report: Report, limit: int = MAX_REPORT_BYTES) -> Report:
+    """The report without what would make its JSON longer than `limit` bytes.
 
     Counts beyond what fits are left out, the rarest first, then the end of the message.
     ``outcomes`` still tells how many there were.
     """
     ranked = sorted(report.counts.items(), key=lambda item: (-item[1], item[0]))
     report = attrs.evolve(report, counts=dict(ranked))
-    text = _dumps(report)
-    if len(text.encode()) <= limit:
-        return text
+    if len(_dumps(report).encode()) <= limit:
+        return report
     bare = len(_dumps(attrs.evolve(report, counts={})).encode())
     room = limit - bare - len(',"counts":{}')
     kept: dict[str, int] = {}
@@ -255,9 +294,9 @@ def encode_report(report: Report, limit: int = MAX_REPORT_BYTES) -> str:
             break
         kept[outcome] = shots
     report = attrs.evolve(report, counts=kept)
-    while len((text := _dumps(report)).encode()) > limit and report.message:
+    while len(_dumps(report).encode()) > limit and report.message:
         report = attrs.evolve(report, message=report.message[: len(report.message) * 3 // 4])
-    return text
+    return report
 
 
 def _dumps(value: object) -> str:

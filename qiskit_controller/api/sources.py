@@ -25,6 +25,7 @@ _HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _USER = re.compile(r"[a-zA-Z0-9_][-.a-zA-Z0-9_]*")
 _SCP_LIKE = re.compile(r"(?:(?P<user>[^@:/]*)@)?(?P<host>[^@:/]+):(?P<path>.+)")
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.IGNORECASE)
+_INSTEAD = "; put it into a Secret and name that in spec.credentials.gitSecretRef"
 # A file name in the pod, and in messages.
 _NAME_CHARACTERS = 100
 
@@ -119,8 +120,6 @@ def parse_url(text: str) -> HttpAddress:
     parts = _split(text)
     if parts.scheme not in ("https", "http"):
         raise BadAddress("must begin with https:// or http://")
-    if parts.user:
-        raise BadAddress("must not hold a user name or a password")
     scheme: Literal["https", "http"] = "https" if parts.scheme == "https" else "http"
     return HttpAddress(scheme, parts.host, parts.port, parts.target or "/")
 
@@ -138,7 +137,7 @@ def parse_repository(text: str) -> Repository:
         if match is None or match["path"].startswith(":"):
             raise BadAddress("must be a URL of https or ssh, or of the form git@host:path")
         return _ssh(match["user"] or "git", _host(match["host"]), 22, match["path"])
-    parts = _split(text)
+    parts = _split(text, _INSTEAD)
     path = parts.target.rstrip("/")
     if "?" in path:
         raise BadAddress("must not hold a query")
@@ -148,11 +147,6 @@ def parse_repository(text: str) -> Repository:
         return _ssh(parts.user or "git", parts.host, parts.port, path)
     if parts.scheme not in ("https", "http"):
         raise BadAddress("must be a URL of https or ssh, or of the form git@host:path")
-    if parts.user:
-        raise BadAddress(
-            "must not hold a user name or a password; put them into a Secret and name it in "
-            "spec.credentials.gitSecretRef"
-        )
     return Repository("https" if parts.scheme == "https" else "http", parts.host, parts.port, path)
 
 
@@ -247,8 +241,12 @@ class _Parts:
     target: str
 
 
-def _split(text: str) -> _Parts:
-    """A URL that leaves no room for two opinions about its host."""
+def _split(text: str, hint: str = "") -> _Parts:
+    """A URL that leaves no room for two opinions about its host.
+
+    Args:
+        hint: what to do with a password instead.
+    """
     _check_characters(text)
     # urlsplit drops tabs and line ends silently; they were refused above.
     try:
@@ -261,10 +259,7 @@ def _split(text: str) -> _Parts:
         raise BadAddress("must begin with https://" if not scheme else "is of no known scheme")
     user, at, _ = parts.netloc.rpartition("@")
     if ":" in user or (at and scheme != "ssh"):
-        raise BadAddress(
-            "must not hold a user name or a password"
-            + ("" if scheme == "ssh" else "; a Git repository's go into a Secret")
-        )
+        raise BadAddress("must not hold a user name or a password" + hint)
     if port == 0:
         raise BadAddress("has the port 0")
     target = quote(parts.path, safe="/%:@!$&'()*+,;=~-._")
@@ -307,6 +302,6 @@ def _host(text: str) -> str:
 def _ssh(user: str, host: str, port: int, path: str) -> Repository:
     if not _USER.fullmatch(user):
         raise BadAddress("has a user that is not a user name")
-    if path.startswith("-") or path.startswith("/-"):
+    if path.startswith(("-", "/-")):
         raise BadAddress("has a path that begins with '-'")
     return Repository("ssh", host, port, path, user)

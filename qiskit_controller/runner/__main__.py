@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from qiskit_controller.api.run import ATTEMPT_ENV
+from qiskit_controller.api.run import ATTEMPT_ENV, STORE_ENV
 from qiskit_controller.runner.pod import Cgroup, Paths
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qiskit-runner", description="One stage of the pod of a QiskitJob."
     )
-    parser.add_argument("stage", choices=("circuit", "executor"))
+    parser.add_argument("stage", choices=("source", "circuit", "executor"))
     parser.add_argument(
         "--root",
         type=Path,
@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     _set_threads()
     paths = Paths.under(given.root)
     # Each stage imports its own needs only: what is imported is what the job waits for.
+    if given.stage == "source":
+        from qiskit_controller.runner import source_stage
+        from qiskit_controller.runner.plan import read_plan
+
+        return source_stage.run_stage(read_plan(paths), paths)
     if given.stage == "circuit":
         from qiskit_controller.runner import circuit_stage
         from qiskit_controller.runner.plan import read_plan
@@ -41,7 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     attempt = int(os.environ.get(ATTEMPT_ENV, "1"))
 
+    kept_by = os.environ.get(STORE_ENV)
+
     def work() -> int:
+        if kept_by is not None:
+            from qiskit_controller.runner import store_stage
+
+            return store_stage.run_stage(paths, attempt, int(kept_by))
         from qiskit_controller.runner import executor
 
         return executor.run_stage(paths, attempt)

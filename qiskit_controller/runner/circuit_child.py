@@ -425,8 +425,11 @@ def _load_qasm3(text: str, request: Request) -> QuantumCircuit:
     from qiskit import qasm3
     from qiskit.exceptions import MissingOptionalLibraryError
 
+    # The parser prints what is wrong and raises an exception without a word.
+    told = io.StringIO()
     try:
-        return qasm3.loads(text)
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            return qasm3.loads(text)
     except MissingOptionalLibraryError:
         raise BadCircuit(
             Reason.CIRCUIT_IMPORT_ERROR,
@@ -437,15 +440,17 @@ def _load_qasm3(text: str, request: Request) -> QuantumCircuit:
         raise _out_of_memory(request.file) from None
     # The parser's own exceptions are of another package, and of several kinds.
     except Exception as error:
-        raise BadCircuit(
-            Reason.CIRCUIT_SYNTAX_ERROR, _qasm_message(request.file, str(error))
-        ) from None
+        said = str(error) or told.getvalue().partition("\n")[0] or type(error).__name__
+        raise BadCircuit(Reason.CIRCUIT_SYNTAX_ERROR, _qasm_message(request.file, said)) from None
 
 
 def _qasm_message(file: str, message: str) -> str:
-    """``circuit.qasm, line 3: what``, from ``<input>:3,5: what`` and ``3,5: what``."""
+    """``circuit.qasm, line 3: what``, from the forms in which the parsers put it.
+
+    These are ``<input>:3,5: what``, ``3,5: what`` and ``line 3:5 what``.
+    """
     message = message.strip("\"'")
-    found = re.match(r"(?:<input>:)?(\d+),\s?\d+: (.*)", message, re.DOTALL)
+    found = re.match(r"(?:<input>:|line )?(\d+)[,:]\s?\d+:? (.*)", message, re.DOTALL)
     return f"{file}, line {found[1]}: {found[2]}" if found else f"{file}: {message}"
 
 

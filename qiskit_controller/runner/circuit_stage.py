@@ -33,6 +33,7 @@ import attrs
 from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.run import CIRCUIT_FILE, OUTCOME_FILE, Outcome, Plan, Reason
 from qiskit_controller.runner.circuit_child import STARTED, WHERE_SIGNAL, WRITTEN, Request
+from qiskit_controller.runner.fetched import locate
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, clean, read_file
 from qiskit_controller.runner.pod import Cgroup, Paths
 from qiskit_controller.runner.rules import CHILD_REASONS
@@ -157,11 +158,11 @@ class _Watch:
         )
 
     def _start(self, out: int, report: int) -> subprocess.Popen[bytes]:
-        source = self.plan.source
+        code = locate(self.plan, self.paths)
         request = Request(
-            file=source.file,
-            path=str(self.paths.input / source.file),
-            sha256=source.sha256,
+            file=self.plan.source.file,
+            path=str(code.path),
+            sha256=code.sha256,
             parameters=dict(self.plan.spec.circuit.parameters),
             target=str(self.paths.work / CIRCUIT_FILE),
             circuit_bytes=self.plan.limits.circuit_bytes,

@@ -16,6 +16,8 @@ from typing import Any
 import attrs
 import requests
 
+from qiskit_controller.runner.pod import Paths
+
 # For one request: (connect, read).
 _TIMEOUT_SECONDS = (3.05, 10.0)
 _FIRST_WAIT_SECONDS = 0.1
@@ -81,7 +83,7 @@ class Cluster:
     _session: requests.Session = attrs.field(factory=lambda: _session(), init=False)
 
     @classmethod
-    def from_environment(cls, token_dir: Path, namespace: str) -> Cluster:
+    def of_pod(cls, paths: Paths, namespace: str) -> Cluster:
         """The cluster that this pod runs in.
 
         Raises:
@@ -91,7 +93,8 @@ class Cluster:
         port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise ApiError("KUBERNETES_SERVICE_HOST is not set: this is not a pod")
-        return cls(f"https://{f'[{host}]' if ':' in host else host}:{port}", token_dir, namespace)
+        url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        return cls(url, paths.token, namespace)
 
     def get_config_map(self, name: str, *, seconds: float) -> Object:
         """The ConfigMap.

@@ -37,13 +37,15 @@ from qiskit_controller.api.run import (
 from qiskit_controller.drivers import NoDriver, RunFailed, RunResult, runner_driver
 from qiskit_controller.runner import rules, story
 from qiskit_controller.runner.cluster import ApiError, Cluster
+from qiskit_controller.runner.fetched import Code, locate
 from qiskit_controller.runner.formats import Run, counts_json, write
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, clean, read_file
-from qiskit_controller.runner.hostile_qpy import load_circuit, metrics_of
+from qiskit_controller.runner.hostile_qpy import load_circuit
 from qiskit_controller.runner.plan import read_plan
 from qiskit_controller.runner.pod import Paths
 from qiskit_controller.runner.results import document
-from qiskit_controller.runner.stores import StoreFailed, store_for
+from qiskit_controller.runner.stores import StoreFailed, open_store
+from qiskit_controller.runner.storing import Storing
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -56,7 +58,7 @@ PROGRESS_SECONDS = 10.0
 ClusterOf = Callable[[Paths, str], Cluster]
 
 
-def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf | None = None) -> int:
+def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf = Cluster.of_pod) -> int:
     """Run the stage.
 
     Args:
@@ -66,15 +68,11 @@ def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf | None = None) -
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
-    execution = _Execution(paths, attempt, cluster_of or _in_pod)
+    execution = _Execution(paths, attempt, cluster_of)
     report = execution.run()
     story.show_end(report, time.monotonic() - begun)
     paths.termination_log.write_text(encode_report(report))
     return 0 if report.reason is None else 1
-
-
-def _in_pod(paths: Paths, namespace: str) -> Cluster:
-    return Cluster.from_environment(paths.token, namespace)
 
 
 @attrs.define
@@ -102,8 +100,8 @@ class _Execution:
                 "the executor ran out of memory; raise spec.resources.limits.memory",
             )
         # The last line of defence: whatever it is, the controller gets a report of it, and the
-        # log the traceback.
-        except Exception as error:
+        # log the traceback. BaseException: a panic in Qiskit's Rust code is no Exception.
+        except BaseException as error:
             traceback.print_exc()
             self._fail(Reason.EXECUTOR_FAILED, f"{type(error).__name__}: {error}")
         return self.report
@@ -115,24 +113,25 @@ class _Execution:
 
     def _run(self) -> None:
         plan = read_plan(self.paths)
-        story.show_job(plan, self.attempt)
-        _check_source(plan, self.paths)
+        code = locate(plan, self.paths)
+        story.show_job(plan, self.attempt, code)
+        _check_source(plan.source.file, code)
         outcome = _read_outcome(self.paths)
         story.show_printed(outcome.printed)
         if outcome.reason is not None:
             raise rules.BadCircuit(_reason(outcome.reason), outcome.message)
 
-        circuit = self._load(plan)
-        metrics = metrics_of(circuit)
+        circuit, metrics = self._load(plan)
         self.report = attrs.evolve(self.report, circuit_metrics=metrics)
         story.show_circuit(circuit, metrics)
         rules.check_bound(circuit)
         rules.check_measured(circuit)
 
         cluster = self.cluster_of(self.paths, plan.job.namespace)
-        store = store_for(plan, cluster)
+        storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
         driver = runner_driver(plan.spec.backend.type)
         self._progress(cluster, plan, "Validated", metrics)
+        storing.check(circuit)
 
         def executing(backend: str) -> None:
             self.report = attrs.evolve(self.report, backend=backend)
@@ -141,18 +140,13 @@ class _Execution:
 
         result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
         self._ran(result)
-        made = document(plan, self.attempt, metrics, result)
+        made = document(plan, code, self.attempt, metrics, result)
         formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
-        stored = store.put(formatted, counts_json(made))
+        stored = storing.keep_and_put(formatted, counts_json(made), self.report, metrics)
         story.show_stored(stored)
-        self.report = attrs.evolve(
-            self.report,
-            stored=stored,
-            message=f"{made['shots']} shots on {result.backend} in "
-            f"{result.execution_time:.3g} s, {len(made['counts'])} outcomes",
-        )
+        self.report = attrs.evolve(self.report, stored=stored)
 
-    def _load(self, plan: Plan) -> QuantumCircuit:
+    def _load(self, plan: Plan) -> tuple[QuantumCircuit, CircuitMetrics]:
         try:
             content = read_file(self.paths.work, CIRCUIT_FILE, plan.limits.circuit_bytes)
         except Unreadable as error:
@@ -178,6 +172,8 @@ class _Execution:
             shots=sum(result.counts.values()),
             counts=dict(result.counts),
             outcomes=len(result.counts),
+            message=f"{sum(result.counts.values())} shots on {result.backend} in "
+            f"{result.execution_time:.3g} s, {len(result.counts)} outcomes",
         )
 
     def _progress(
@@ -199,13 +195,13 @@ class _Execution:
             story.say(f"Note       the progress {stage} could not be told: {error}")
 
 
-def _check_source(plan: Plan, paths: Paths) -> None:
-    """The input folder holds the code that was planned."""
-    found = hashlib.sha256((paths.input / plan.source.file).read_bytes()).hexdigest()
-    if found != plan.source.sha256:
+def _check_source(file: str, code: Code) -> None:
+    """The code is what was planned, or fetched."""
+    found = hashlib.sha256(code.path.read_bytes()).hexdigest()
+    if found != code.sha256:
         raise rules.BadCircuit(
             Reason.SOURCE_HASH_MISMATCH,
-            f"{plan.source.file} has SHA-256 {found}, and not {plan.source.sha256} as planned",
+            f"{file} has SHA-256 {found}, and not {code.sha256} as planned",
         )
 
 

@@ -6,6 +6,7 @@ Pure functions of the document; the same result gives the same bytes.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import pickle  # only to write
@@ -40,6 +41,11 @@ class Formatted:
     content: bytes
     text: bool
     media_type: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
 
 
 @attrs.frozen

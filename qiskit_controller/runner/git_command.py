@@ -111,7 +111,6 @@ class Git:
             stderr=subprocess.PIPE,
             env=self._environment(),
             cwd=self.folder.parent,
-            pass_fds=self.credentials.key_fds(),
             start_new_session=True,
         )
         try:
@@ -168,7 +167,8 @@ class Git:
     def _environment(self) -> Mapping[str, str]:
         config = dict(_CONFIG)
         config["remote.origin.url"] = self.repository.url
-        if self.repository.protocol != "ssh":
+        # There is nothing to resolve in an address, and curl would take IPv6's colons for its own.
+        if self.repository.protocol != "ssh" and ":" not in self.repository.host:
             config["http.curloptResolve"] = self._resolution()
         if self.credentials.ca_file is not None:
             config["http.sslCAInfo"] = str(self.credentials.ca_file)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Sequence
+import shlex
 from pathlib import Path
 
 import attrs
@@ -53,9 +53,7 @@ class GitCredentials:
         Raises:
             SourceFailed: GitAuthenticationFailed, for what cannot be used.
         """
-        found = {
-            name: _read(secret / name) for name in ("username", "password", "ssh-privatekey")
-        }
+        found = {name: _read(secret / name) for name in ("username", "password", "ssh-privatekey")}
         username, password, key = found.values()
         login = askpass = None
         if password is not None:
@@ -75,13 +73,10 @@ class GitCredentials:
         """Whether there is a key for ssh."""
         return self._key_fd is not None
 
-    def key_fds(self) -> Sequence[int]:
-        """What a child process must inherit."""
-        return () if self._key_fd is None else (self._key_fd,)
-
     def identity_file(self) -> str:
-        """The path of the key for such a child and its children."""
-        return "none" if self._key_fd is None else f"/proc/self/fd/{self._key_fd}"
+        """The path of the key for ssh, which closes what it inherits: so it is this process's
+        own descriptor, which another process of the same user may open."""
+        return "none" if self._key_fd is None else f"/proc/{os.getpid()}/fd/{self._key_fd}"
 
     def redact(self, text: str) -> str:
         """The text without anything of the Secret, and without the user part of URLs."""
@@ -128,8 +123,6 @@ def _helper(secret: Path, scratch: Path, *, named: bool) -> Path:
 
 
 def _quote(path: Path) -> str:
-    import shlex
-
     return shlex.quote(str(path))
 
 

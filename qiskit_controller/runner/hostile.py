@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
 # A circuit's name and the like; longer ones are cut.
 MESSAGE_CHARACTERS = 1000
+
+
+# ANSI escape sequences of the usual form.
+_TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class Unreadable(Exception):
@@ -49,15 +54,16 @@ def read_file(folder: Path, name: str, limit: int) -> bytes:
 def clean(text: str, limit: int | None = None, *, lines: bool = False) -> str:
     """Text that can be shown on a terminal and put into a status.
 
-    Control and format characters (which hide or reorder text) become U+FFFD, lone surrogates
-    too. Without `lines`, white space of any kind becomes one blank.
+    Colours and cursor movements are taken out. Other control characters, format characters
+    (which hide or reorder text) and lone surrogates become U+FFFD. Without `lines`, white space
+    of any kind becomes one blank.
 
     Args:
         limit: characters to keep.
         lines: keep line ends and tabs.
     """
-    if not lines:
-        text = " ".join(text.split())
+    text = _TERMINAL.sub("", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n") if lines else " ".join(text.split())
     text = "".join(
         each if each.isprintable() or (lines and each in "\n\t") else "\N{REPLACEMENT CHARACTER}"
         for each in text

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import importlib
 import io
 import os
@@ -46,14 +45,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from qiskit_controller.api.qiskitjob import CircuitMetrics
 from qiskit_controller.api.run import Reason
 from qiskit_controller.runner.hostile import clean
+from qiskit_controller.runner.metrics import metrics_of
 from qiskit_controller.runner.pod import free_memory, memory_use
-from qiskit_controller.runner.rules import BadCircuit
+from qiskit_controller.runner.rules import BadCircuit, has_measurement
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
 # Wall time for reading one file. A million gates take about ten seconds.
-PROBE_SECONDS = 120.0
+PROBE_SECONDS = 60.0
 # What reading a file may allocate where the container has no limit.
 PROBE_BYTES = 4 << 30
 
@@ -70,8 +70,8 @@ _LOOKED_UP = (
 _IMPORT_ATTRIBUTES = frozenset({"__name__", "__path__", "__spec__", "__file__", "__package__"})
 
 
-def load_circuit(content: bytes) -> QuantumCircuit:
-    """The one circuit in `content`.
+def load_circuit(content: bytes) -> tuple[QuantumCircuit, CircuitMetrics]:
+    """The one circuit in `content`, every part of which has been looked at, and its metrics.
 
     Raises:
         BadCircuit: CircuitInvalid; it is no QPY file, not of the version of this image, holds
@@ -79,33 +79,8 @@ def load_circuit(content: bytes) -> QuantumCircuit:
     """
     _check_header(content)
     _probe(content)
-    try:
-        return _load(content)
-    # What the probe survived may still fail here, for instance for want of memory.
-    except Exception as error:
-        raise _unreadable(f"{type(error).__name__}: {error}") from None
-
-
-def metrics_of(circuit: QuantumCircuit) -> CircuitMetrics:
-    """The numbers and the hash of a circuit.
-
-    The hash is that of the circuit written anew without its name and metadata, which differ
-    between runs of the same code: equal circuits have equal hashes as long as the runner image
-    has the same version of Qiskit.
-    """
-    from qiskit import qpy
-
-    bare = circuit.copy(name="circuit")
-    bare.metadata = {}
-    buffer = io.BytesIO()
-    qpy.dump(bare, buffer)
-    return CircuitMetrics(
-        qubits=circuit.num_qubits,
-        clbits=circuit.num_clbits,
-        depth=circuit.depth(),
-        gates=circuit.size(),
-        hash=hashlib.sha256(buffer.getbuffer()).hexdigest(),
-    )
+    # The probe survived exactly this; what fails now is not of the file's making.
+    return _examine(content)
 
 
 def _unreadable(why: str) -> BadCircuit:
@@ -126,6 +101,14 @@ def _check_header(content: bytes) -> None:
         raise _unreadable(f"it is of version {version}; this image writes {QPY_VERSION}")
     if circuits != 1:
         raise _unreadable(f"it holds {circuits} circuits instead of one")
+
+
+def _examine(content: bytes) -> tuple[QuantumCircuit, CircuitMetrics]:
+    """Read it, and walk through all of it: parts are made, and found broken, when looked at."""
+    circuit = _load(content)
+    metrics = metrics_of(circuit)
+    has_measurement(circuit)
+    return circuit, metrics
 
 
 def _load(content: bytes) -> QuantumCircuit:
@@ -202,8 +185,7 @@ def _probe_child(content: bytes, writing: int) -> NoReturn:
         # RLIMIT_DATA counts what was only reserved, too: allow for what is there already.
         most = memory_use()["VmData"] + (PROBE_BYTES if free is None else free * 9 // 10)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-        circuit = _load(content)
-        metrics_of(circuit)
+        _examine(content)
         said = b"ok"
     # Rust panics arrive as a BaseException.
     except BaseException as error:

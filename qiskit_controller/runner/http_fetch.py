@@ -202,9 +202,7 @@ class _Answer:
         self.pool.close()
 
 
-def _read(
-    here: HttpAddress, answer: urllib3.BaseHTTPResponse, limit: int, truncate: bool
-) -> bytes:
+def _read(here: HttpAddress, answer: urllib3.BaseHTTPResponse, limit: int, truncate: bool) -> bytes:
     encoding = answer.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         # Asked for as it is; unpacking it could take any amount of memory.

@@ -21,7 +21,11 @@ class Paths:
 
     input: Path
     work: Path
+    source: Path
+    git: Path
     token: Path
+    storage: Path
+    credentials: Path
     termination_log: Path
 
     @classmethod
@@ -34,7 +38,11 @@ class Paths:
         return cls(
             input=place(run.INPUT_DIR),
             work=place(run.WORK_DIR),
+            source=place(run.SOURCE_DIR),
+            git=place(run.GIT_DIR),
             token=place(run.TOKEN_DIR),
+            storage=place(run.STORAGE_DIR),
+            credentials=place(run.CREDENTIALS_DIR),
             termination_log=place(run.TERMINATION_LOG),
         )
 

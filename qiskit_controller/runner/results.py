@@ -6,7 +6,7 @@ when a field changes its meaning or goes; new fields may come without that.
 ==================  =============================================================================
 ``schemaVersion``   1
 ``job``             ``namespace``, ``name``, ``uid`` of the QiskitJob, ``attempt`` from 1
-``source``          ``sha256`` of the user's code
+``source``          ``sha256`` of the user's code, and ``commit`` for code from git
 ``backend``         name of what executed
 ``shots``           shots that came back
 ``counts``          shots by outcome: bit strings as Qiskit writes them, the highest classical bit
@@ -33,6 +33,7 @@ from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.qiskitjob import CircuitMetrics
 from qiskit_controller.api.run import Plan
 from qiskit_controller.drivers import RunResult
+from qiskit_controller.runner.fetched import Code
 
 SCHEMA_VERSION = 1
 
@@ -47,13 +48,15 @@ _PACKAGES = (
 Document = Mapping[str, Any]
 
 
-def document(plan: Plan, attempt: int, metrics: CircuitMetrics, result: RunResult) -> Document:
+def document(
+    plan: Plan, code: Code, attempt: int, metrics: CircuitMetrics, result: RunResult
+) -> Document:
     """The result document of a run."""
     transpiled = result.circuit
     made: dict[str, Any] = {
         "schemaVersion": SCHEMA_VERSION,
         "job": to_wire(plan.job) | {"attempt": attempt},
-        "source": {"sha256": plan.source.sha256},
+        "source": {"sha256": code.sha256},
         "backend": result.backend,
         "shots": sum(result.counts.values()),
         "counts": {outcome: int(shots) for outcome, shots in sorted(result.counts.items())},
@@ -71,6 +74,8 @@ def document(plan: Plan, attempt: int, metrics: CircuitMetrics, result: RunResul
         },
         "versions": versions(),
     }
+    if code.commit is not None:
+        made["source"]["commit"] = code.commit
     if result.memory is not None:
         made["memory"] = list(result.memory)
     if result.seed is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from qiskit_controller.api.qiskitjob import CircuitMetrics
 from qiskit_controller.api.run import Plan, Report, Retry, StoredResult
+from qiskit_controller.runner.fetched import Code
 from qiskit_controller.runner.hostile import clean
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def show_job(plan: Plan, attempt: int) -> None:
+def show_job(plan: Plan, attempt: int, code: Code) -> None:
     """Which job this is, and which code."""
     spec = plan.spec
     say(f"QiskitJob  {plan.job.namespace}/{plan.job.name}  (uid {plan.job.uid}), attempt {attempt}")
-    say(f"Code       {clean(plan.source.file)}, {spec.circuit.source}, sha256 {plan.source.sha256}")
+    at = f", commit {code.commit}" if code.commit else ""
+    say(f"Code       {clean(plan.source.file)}, {spec.circuit.source}{at}, sha256 {code.sha256}")
     asked = f"{spec.execution.shots} shots, optimization level {spec.execution.optimization_level}"
     say(f"Asked for  {spec.backend.type}, {asked}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -30,8 +30,10 @@ def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
 def _redacted(name: object, value: Any) -> Any:
     if any(word in str(name).lower() for word in _SECRET_WORDS):
         return _REDACTED
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _redacted(key, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted("", inner) for inner in value]
     return value
 
 
@@ -51,7 +53,10 @@ def configure(level: str = "INFO", format_: Format | None = None) -> None:
     ]
     renderer: list[structlog.typing.Processor]
     if format_ == "console" or (format_ is None and sys.stderr.isatty()):
-        renderer = [structlog.dev.ConsoleRenderer()]
+        # Plain tracebacks: where rich is installed, the default ones show local variables.
+        renderer = [
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]
     else:
         renderer = [
             # As text: structured tracebacks would bring local variables, and what is in them.

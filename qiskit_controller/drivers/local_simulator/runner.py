@@ -122,10 +122,11 @@ def _transpile(circuit: QuantumCircuit, simulator: Any, plan: Plan, seed: int) -
             initial_layout=None if layout is None else list(layout),
             seed_transpiler=seed,
         ).run(circuit)
-    except MemoryError:
+    except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     # Passes raise what they like, and the circuit is all that differs from a run that works.
-    except Exception as error:
+    # BaseException: a panic in Qiskit's Rust code is no Exception.
+    except BaseException as error:
         raise RunFailed(
             Reason.TRANSPILE_FAILED,
             f"the circuit cannot be transpiled for Aer: {type(error).__name__}: {error}",
@@ -153,9 +154,9 @@ def _refused(result: Any, circuit: QuantumCircuit) -> RunFailed:
 
 
 def _size(mebibytes: int) -> str:
-    # Aer counts in 64 bits and says this where they do not suffice.
-    if mebibytes >= 2**43:
-        return "more than 2^63 bytes"
+    # Aer counts in 64 bits and says their largest number where they do not suffice.
+    if mebibytes >= 2**40:
+        return "more than 1 EiB"
     return f"{mebibytes} MiB" if mebibytes < 10_240 else f"{mebibytes / 1024:.0f} GiB"
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 import attrs
 
 from qiskit_controller.api import names
-from qiskit_controller.api.conditions import Condition, find, upsert
+from qiskit_controller.api.conditions import MAX_MESSAGE, Condition, find, is_true, upsert
 from qiskit_controller.api.qiskitjob import (
     FINISHED,
     AttemptStatus,
@@ -37,29 +37,40 @@ from qiskit_controller.api.quantities import (
     parse_duration,
     parse_time,
 )
-from qiskit_controller.api.run import Limits, Reason, Report, Retry
+from qiskit_controller.api.run import Limits, Progress, Reason, Report, Retry
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
-    Pinned,
     PodView,
     Run,
     Source,
     SourceMissing,
     Terminated,
+    ToFetch,
 )
 
 # How long a missing source or a pod that does not start is left before it is looked at again;
 # what is being waited for normally wakes the job up earlier.
 RECHECK = timedelta(seconds=30)
+# What has been so for long is looked at less often: there may be thousands that wait for room.
+RECHECK_CAP = timedelta(minutes=5)
 # A pod that nothing is known about this long after its Job was made is looked into.
 POD_PATIENCE = timedelta(seconds=5)
 # Above what the untrusted stage enforces itself, for code that got the better of it.
 CIRCUIT_GRACE = timedelta(seconds=60)
 # Above what the stage that fetches enforces itself, for a node that got stuck.
 SOURCE_GRACE = timedelta(seconds=60)
+# An attempt that stores for longer is ended; the executor itself gives up long before.
+STORING_PATIENCE = timedelta(minutes=30)
 # Like the Job controller's own: 10 s, doubled for each failure, six minutes at most.
 RETRY_BASE = timedelta(seconds=10)
 RETRY_CAP = timedelta(minutes=6)
+# Attempts that do not count may be many; of those, the status shows this many. It has to fit
+# into an object of 1.5 MB.
+SHOWN_FREE_ATTEMPTS = 20
+# How the kubelet calls containers that ended while it did not look: the node was restarted.
+_OUT_OF_SIGHT = frozenset({"Unknown", "ContainerStatusUnknown"})
+# ... and those that never began.
+_NOT_STARTED = frozenset({"StartError", "ContainerCannotRun", "ContainerCannotStart"})
 
 
 @attrs.frozen
@@ -76,7 +87,7 @@ class RemoveFinalizer:
 class Start:
     """Pin the spec, and the code where it is at hand, then run the first attempt."""
 
-    source: Source
+    source: Source | ToFetch
 
 
 @attrs.frozen
@@ -98,6 +109,7 @@ class CleanUp:
     """Delete what only a running pod needs: the record and its permissions."""
 
     output_unused: bool  # also the output ConfigMap, which nothing was written to
+    keep_record: bool = False  # it holds a result that could not be stored anywhere else
 
 
 @attrs.frozen
@@ -157,17 +169,27 @@ def decide(seen: Observed, limits: Limits) -> Decision:
 def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
     """Fail the job, because an action was refused for good."""
     validated = False if reason is Reason.INVALID_SPEC else None
-    decision = _fail(seen, reason, message, validated=validated)
+    status = attrs.evolve(seen.status, observed_generation=seen.generation)
+    decision = _fail(attrs.evolve(seen, status=status), reason, message, validated=validated)
     # Some of what the job needs may have been made before the refusal.
-    return attrs.evolve(decision, actions=(CleanUp(output_unused=True),))
+    clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
+    return attrs.evolve(decision, actions=(clean_up,))
 
 
 def blocked(seen: Observed, reason: str, message: str) -> Decision:
     """Keep the job where it is, because the API server does not let us go on for now."""
     status = _with_condition(seen, "PodStarted", "False", reason, message)
-    status = attrs.evolve(status, message=f"{reason}: {message}")
+    status = attrs.evolve(
+        status, message=f"{reason}: {message}", observed_generation=seen.generation
+    )
     note = EventNote("Warning", reason, message)
     return Decision(status, events=_if_new(seen, "PodStarted", note), requeue_after=RECHECK)
+
+
+def waiting(seen: Observed, message: str) -> QiskitJobStatus:
+    """The status of a job that cannot have its names yet."""
+    status = _with_condition(seen, "PodStarted", "False", "WaitingForDeletion", message)
+    return attrs.evolve(status, message=message, observed_generation=seen.generation)
 
 
 # --- beginning ------------------------------------------------------------------------------
@@ -180,7 +202,8 @@ def _accept(seen: Observed) -> Decision:
         start_time=format_time(seen.now),
         message="Accepted; waiting for validation",
     )
-    return Decision(status, (AddFinalizer(),), requeue_after=timedelta(0))
+    note = EventNote("Normal", "Accepted", status.message or "")
+    return Decision(status, (AddFinalizer(),), (note,), requeue_after=timedelta(0))
 
 
 def _start(seen: Observed) -> Decision:
@@ -200,7 +223,7 @@ def _start(seen: Observed) -> Decision:
         note = EventNote("Warning", seen.source.reason, seen.source.message)
         return Decision(status, events=_if_new(seen, "Validated", note), requeue_after=RECHECK)
     source = None
-    if isinstance(seen.source, Pinned):
+    if isinstance(seen.source, Source):
         source = SourceStatus(sha256=seen.source.sha256)
         wanted = seen.spec.circuit.sha256
         if wanted and wanted != source.sha256:
@@ -214,6 +237,7 @@ def _start(seen: Observed) -> Decision:
     status = _with_condition(
         seen, "Validated", "Unknown", "Validating", "The circuit has not been validated yet"
     )
+    status = _put(seen, status, "PodStarted", "False", "Starting", _made(job_name))
     status = attrs.evolve(
         status,
         message="Waiting for the pod to start",
@@ -232,13 +256,19 @@ def _watch(seen: Observed, limits: Limits) -> Decision:
     if current.completion_time is not None:
         return _between_attempts(seen, current)
     run = seen.runs.get(current.number)
-    if run is None:
+    if run is None and seen.status.phase == "Pending":
         # Not in the cache yet, or deleted by someone: creating it answers both.
         return Decision(seen.status, (StartAttempt(current.number),), requeue_after=POD_PATIENCE)
+    if run is None:
+        gone = f"Kubernetes Job {current.job_name} was deleted"
+        return _attempt_failed(seen, current, None, Reason.POD_LOST, gone)
+    replaced = _replaced(seen, run)
     seen = _note_pod(seen, run)
     pod = run.pod
-    verdict = _failure(seen, run, limits)
-    if verdict is not None:
+    verdict = replaced or _failure(seen, run, limits)
+    # What has run is shown to have run, also where it was faster than we looked.
+    behind = _kept(seen) is not None and seen.status.phase != "Running" and pod is not None
+    if verdict is not None and not behind:
         return _attempt_failed(seen, current, run, *verdict)
     advance = _ADVANCES.get(seen.status.phase or "Pending")
     decision = advance(seen, pod) if advance is not None and pod is not None else None
@@ -295,7 +325,7 @@ def _scheduling(seen: Observed, pod: PodView) -> Decision | None:
 
 
 def _running(seen: Observed, pod: PodView) -> Decision | None:
-    executing = seen.progress is not None and seen.progress.stage == "Executing"
+    executing = seen.progress is not None and seen.progress.stage in ("Executing", "Executed")
     if not executing and not (pod.report and pod.report.started):
         return None
     backend = (seen.progress.backend if seen.progress else None) or seen.backend
@@ -307,6 +337,28 @@ def _running(seen: Observed, pod: PodView) -> Decision | None:
         message=f"Executing on {backend}",
     )
     note = EventNote("Normal", "Running", f"Executing on {backend}")
+    return Decision(status, events=(note,), requeue_after=timedelta(0))
+
+
+def _completed_or_storing(seen: Observed, pod: PodView) -> Decision | None:
+    return _completed(seen, pod) or _storing(seen, pod)
+
+
+def _storing(seen: Observed, pod: PodView) -> Decision | None:
+    """The circuit has run: its counts are shown at once, wherever the results end up."""
+    ran = _executed(seen)
+    if ran is None or ran.report is None or pod.executor_started is None:
+        return None
+    report = ran.report
+    message = f"{report.shots} shots on {report.backend}; storing the results"
+    if seen.status.message == message and seen.status.results is not None:
+        return None
+    status = attrs.evolve(seen.status, message=message)
+    if status.results is not None:
+        return Decision(status, requeue_after=timedelta(0))
+    status = _put(seen, status, "ResultsStored", "Unknown", "Storing", message)
+    status = attrs.evolve(status, results=_results(seen, report), cost=seen.cost)
+    note = EventNote("Normal", "Executed", message)
     return Decision(status, events=(note,), requeue_after=timedelta(0))
 
 
@@ -322,6 +374,9 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
     )
     status = _with_condition(seen, "Complete", "True", "Completed", message)
     status = _put(seen, status, "Failed", "False", "Completed", "")
+    if report.stored is not None:
+        stored = f"{location}, {report.stored.size} bytes, SHA-256 {report.stored.sha256}"
+        status = _put(seen, status, "ResultsStored", "True", "Stored", stored)
     status = attrs.evolve(
         status,
         phase="Completed",
@@ -342,7 +397,7 @@ _ADVANCES: dict[str, Callable[[Observed, PodView], Decision | None]] = {
     "Pending": _validating,
     "Validating": _scheduling,
     "Scheduling": _running,
-    "Running": _completed,
+    "Running": _completed_or_storing,
 }
 
 
@@ -366,17 +421,24 @@ def _results(seen: Observed, report: Report) -> ResultsStatus:
 
 def _wait(seen: Observed, run: Run, limits: Limits) -> Decision:
     """Nothing has happened; look again when the next deadline is due."""
-    due = [RECHECK]
-    if seen.status.phase == "Running" and seen.spec and seen.status.running_time:
-        end = parse_time(seen.status.running_time) + parse_duration(seen.spec.execution.timeout)
-        due.append(end - seen.now)
+    due = [min(max(RECHECK, (seen.now - run.created) / 10), RECHECK_CAP)]
+    if (deadline := _deadline(seen)) is not None:
+        due.append(deadline[0] - seen.now)
     if seen.status.phase == "Validating" and run.pod and run.pod.circuit_started:
         end = run.pod.circuit_started + timedelta(seconds=limits.circuit_seconds) + CIRCUIT_GRACE
         due.append(end - seen.now)
+    if (silence := _silence_ends(seen, run, limits)) is not None:
+        due.append(silence - seen.now)
+    if run.ended:
+        due.append(run.ended + POD_PATIENCE - seen.now)
+    if run.pod and run.pod.idle_since:
+        due.append(run.pod.idle_since + POD_PATIENCE - seen.now)
     if run.pod and run.pod.source_started and not run.pod.source_ended:
         end = run.pod.source_started + timedelta(seconds=limits.source_seconds) + SOURCE_GRACE
         due.append(end - seen.now)
-    return Decision(seen.status, requeue_after=max(min(due), timedelta(0)))
+    # A deadline that has passed without effect (its stage has ended) is none any more; to look
+    # again at once would be to do nothing else.
+    return Decision(seen.status, requeue_after=min(each for each in due if each > timedelta(0)))
 
 
 def _note_pod(seen: Observed, run: Run) -> Observed:
@@ -389,8 +451,24 @@ def _note_pod(seen: Observed, run: Run) -> Observed:
         if fetched is not None and fetched.reason is None and status.source is None:
             source = SourceStatus(sha256=fetched.sha256, commit=fetched.commit)
             status = attrs.evolve(status, source=source)
+    if status.attempts[-1].job_name != run.job_name:  # its usual name was somebody else's
+        named = attrs.evolve(status.attempts[-1], job_name=run.job_name)
+        status = attrs.evolve(status, attempts=(*status.attempts[:-1], named))
     problem = run.pod.problem if run.pod is not None else run.no_pod
     if problem is None:
+        waited = find(status.conditions, "PodStarted")
+        begun = run.pod is not None and (
+            run.pod.source_started or run.pod.circuit_started or run.pod.executor_started
+        )
+        if run.pod is not None and begun and waited is not None and waited.status == "False":
+            text = f"Pod {run.pod.name} has started"
+            status = _put(seen, status, "PodStarted", "True", "Started", text)
+            status = attrs.evolve(status, message=text)
+        elif run.pod is not None and not begun and waited and waited.status == "False":
+            # Whatever was in its way is no longer.
+            text = f"Pod {run.pod.name} is starting"
+            status = _put(seen, status, "PodStarted", "False", "Starting", text)
+            status = attrs.evolve(status, message=text)
         return attrs.evolve(seen, status=status)
     reason, message = problem
     reason = reason if reason.isalnum() else "PodWaiting"
@@ -400,7 +478,11 @@ def _note_pod(seen: Observed, run: Run) -> Observed:
 
 def _with_spec_note(seen: Observed, decision: Decision) -> Decision:
     if not seen.spec_changed:
-        return decision
+        if not is_true(seen.status.conditions, "SpecChangeIgnored"):
+            return decision
+        same = "the spec is again what was started"
+        status = _put(seen, decision.status, "SpecChangeIgnored", "False", "Reverted", same)
+        return attrs.evolve(decision, status=status)
     message = (
         f"{', '.join(seen.spec_changed)} changed after the job had started; the change is "
         "ignored. Create a new QiskitJob to run with it"
@@ -413,13 +495,30 @@ def _with_spec_note(seen: Observed, decision: Decision) -> Decision:
 # --- ends -----------------------------------------------------------------------------------
 
 
+def _replaced(seen: Observed, run: Run) -> tuple[Reason, str] | None:
+    """Whether the pod that this attempt was seen to run in is gone, and another in its place.
+
+    A Job makes up for a pod that is deleted, where it does not fail of it (before Kubernetes
+    1.23). A second run under the same number would have only what the first left of its
+    timeout, and find the first one's progress. So it becomes an attempt of its own.
+    """
+    pod, known = run.pod, seen.status.executor_pod_name
+    if seen.status.phase == "Pending" or pod is None or pod.report is not None:
+        return None
+    if known in (None, pod.name):
+        return None
+    return Reason.POD_LOST, "the pod was deleted"
+
+
 def _failure(seen: Observed, run: Run, limits: Limits) -> tuple[Reason, str] | None:
     """Why this attempt will not succeed, or None."""
     pod = run.pod
     if pod is not None:
         if pod.report is not None:
             return (pod.report.reason, pod.report.message) if pod.report.reason else None
-        if pod.lost is not None and (pod.lost[0] is Reason.EVICTED or run.failed):
+        # A pod that had not begun is no loss: its Job may make another.
+        begun = seen.status.phase != "Pending"
+        if pod.lost is not None and (pod.lost[0] is not Reason.POD_LOST or begun or run.failed):
             return pod.lost
         if pod.executor_ended is not None and pod.lost is None:
             return _executor_died(pod.executor_ended)
@@ -428,16 +527,15 @@ def _failure(seen: Observed, run: Run, limits: Limits) -> tuple[Reason, str] | N
         source = _source_failure(seen, pod, limits)
         if source is not None and not pod.lost:
             return source
-    if run.failed is not None:
-        return Reason.POD_LOST, "the pod is gone: " + (run.failed[1] or run.failed[0])
-    status, spec = seen.status, seen.spec
-    if status.phase == "Running" and spec and status.running_time:
-        timeout = parse_duration(spec.execution.timeout)
-        if seen.now >= parse_time(status.running_time) + timeout:
-            return (
-                Reason.TIMEOUT,
-                f"execution took longer than spec.execution.timeout ({format_duration(timeout)})",
-            )
+    if run.failed is not None or run.complete:
+        # Two watches tell of the Job and of its pod; the pod's last word may come second.
+        if run.ended is not None and seen.now < run.ended + POD_PATIENCE:
+            return None
+        told = run.failed or ("", "it was deleted before its report could be read")
+        return Reason.POD_LOST, "the pod is gone: " + (told[1] or told[0])
+    if (deadline := _deadline(seen)) is not None and seen.now >= deadline[0]:
+        return deadline[1], deadline[2]
+    status = seen.status
     if status.phase == "Validating" and pod and pod.circuit_started and not pod.circuit_ended:
         bound = timedelta(seconds=limits.circuit_seconds)
         if seen.now >= pod.circuit_started + bound + CIRCUIT_GRACE:
@@ -445,6 +543,55 @@ def _failure(seen: Observed, run: Run, limits: Limits) -> tuple[Reason, str] | N
                 Reason.CIRCUIT_TIMEOUT,
                 f"the circuit's code ran for longer than {format_duration(bound)}",
             )
+    due = _silence_ends(seen, run, limits)
+    if due is not None and seen.now >= due and pod and pod.executor_started:
+        silent = format_duration(due - pod.executor_started)
+        return Reason.TIMEOUT, f"the executor did not begin to execute the circuit within {silent}"
+    return None
+
+
+def _deadline(seen: Observed) -> tuple[datetime, Reason, str] | None:
+    """Until when a job that runs has to execute, and then to store, and what it is when not."""
+    status = seen.status
+    if status.phase != "Running" or seen.spec is None or status.running_time is None:
+        return None
+    ran = _executed(seen)
+    if ran is None:
+        timeout = parse_duration(seen.spec.execution.timeout)
+        text = f"execution took longer than spec.execution.timeout ({format_duration(timeout)})"
+        return parse_time(status.running_time) + timeout, Reason.TIMEOUT, text
+    current, shown = status.attempts[-1], find(status.conditions, "ResultsStored")
+    since = current.start_time if current.number != ran.attempt else None
+    since = since or (shown.last_transition_time if shown else None)
+    if since is None:
+        return None
+    text = f"storing the results took longer than {format_duration(STORING_PATIENCE)}"
+    return parse_time(since) + STORING_PATIENCE, Reason.OUTPUT_UNAVAILABLE, text
+
+
+def _silence_ends(seen: Observed, run: Run, limits: Limits) -> datetime | None:
+    """Until when an executor has to tell that the circuit is valid.
+
+    It is heard as soon as it does. One that cannot be heard may still be at work, so it gets the
+    time for that as well.
+    """
+    pod = run.pod
+    if seen.status.phase != "Validating" or pod is None or pod.executor_started is None:
+        return None
+    timeout = parse_duration(seen.spec.execution.timeout) if seen.spec else timedelta(hours=1)
+    bound = timedelta(seconds=limits.circuit_seconds)
+    return pod.executor_started + bound + timeout + CIRCUIT_GRACE
+
+
+def _taken_away(ended: Terminated, stage: str) -> tuple[Reason, str] | None:
+    """What may come over any container, whatever runs in it."""
+    if ended.reason in _OUT_OF_SIGHT:
+        return Reason.POD_LOST, f"the node lost the container of the stage {stage}"
+    if ended.exit_code == 143:  # SIGTERM: someone ended the pod, the stage did not fail
+        return Reason.POD_LOST, f"the stage {stage} was told to stop"
+    if ended.reason in _NOT_STARTED:
+        told = ended.message.strip() or ended.reason
+        return Reason.STAGE_FAILED, f"the stage {stage} could not be started: {told}"
     return None
 
 
@@ -455,9 +602,7 @@ def _executor_died(ended: Terminated) -> tuple[Reason, str]:
             "the executor needed more memory than its limit; raise "
             "spec.resources.limits.memory or use fewer qubits",
         )
-    if ended.exit_code == 143:  # SIGTERM: someone ended the pod, the executor did not fail
-        return Reason.POD_LOST, "the executor was told to stop"
-    return (
+    return _taken_away(ended, "executor") or (
         Reason.EXECUTOR_FAILED,
         f"the executor ended without a report ({ended.reason}, exit code {ended.exit_code})",
     )
@@ -470,17 +615,14 @@ def _circuit_died(ended: Terminated) -> tuple[Reason, str]:
             "the circuit's code needed more memory than its limit; raise "
             "spec.resources.limits.memory or build a smaller circuit",
         )
-    if ended.exit_code == 143:
-        return Reason.POD_LOST, "the pod was told to stop while it validated the circuit"
-    return (
-        Reason.CIRCUIT_EXITED,
-        f"the circuit's code ended its container ({ended.reason}, exit code {ended.exit_code})",
+    # The stage outlives whatever the user's code does, so this was not the code's doing.
+    return _taken_away(ended, "circuit") or (
+        Reason.STAGE_FAILED,
+        f"the stage circuit ended without an outcome ({ended.reason}, exit code {ended.exit_code})",
     )
 
 
-def _source_failure(
-    seen: Observed, pod: PodView, limits: Limits
-) -> tuple[Reason, str] | None:
+def _source_failure(seen: Observed, pod: PodView, limits: Limits) -> tuple[Reason, str] | None:
     """Why the code could not be fetched, or is not the code of the attempts before."""
     ended, report = pod.source_ended, pod.source_report
     if ended is None:
@@ -506,9 +648,7 @@ def _source_failure(
             "fetching the code needed more memory than its limit; raise "
             "spec.resources.limits.memory",
         )
-    if ended.exit_code == 143:
-        return Reason.POD_LOST, "the pod was told to stop while it fetched the code"
-    return (
+    return _taken_away(ended, "source") or (
         Reason.SOURCE_FAILED,
         f"the stage that fetches the code ended without a report ({ended.reason}, exit code "
         f"{ended.exit_code})",
@@ -516,8 +656,9 @@ def _source_failure(
 
 
 def _attempt_failed(
-    seen: Observed, current: AttemptStatus, run: Run, reason: Reason, message: str
+    seen: Observed, current: AttemptStatus, run: Run | None, reason: Reason, message: str
 ) -> Decision:
+    pod = run.pod if run else None
     allowed = seen.spec.execution.max_retries if seen.spec else 0
     used = sum(each.counted for each in seen.status.attempts[:-1])
     counted = reason.retry is Retry.COUNTED
@@ -525,37 +666,60 @@ def _attempt_failed(
         if counted and allowed:
             message = f"{message} (attempt {used + 1} of {allowed + 1}, the last)"
         return _fail(seen, reason, message, stop=run)
-    attempts = _close(seen, ended=_ended(run.pod, seen.now), reason=reason, message=message)
+    attempts = _close(seen, ended=_ended(pod, seen.now), reason=reason, message=message)
     delay = retry_delay(seen.uid, attempts)
     text = f"{reason}: {message}; trying again in {format_duration(delay)}"
     if counted:
         text += f" (retry {used + 1} of {allowed})"
-    status = attrs.evolve(seen.status, phase="Pending", message=text, attempts=attempts)
-    status = attrs.evolve(status, running_time=None)
+    status = attrs.evolve(seen.status, message=text, attempts=attempts)
+    kept = _kept(seen)
+    if kept is not None:
+        # The next attempt only stores, so the job goes on from where it is.
+        status = _with_results(seen, status, kept.report)
+        running = status.running_time or format_time(seen.now)
+        status = attrs.evolve(status, phase="Running", running_time=running)
+    else:
+        status = attrs.evolve(status, phase="Pending", running_time=None, results=None)
+    if kept is not None or reason in _ABOUT_OUTPUT:
+        status = _put(seen, status, "ResultsStored", "False", str(reason), message)
     status = _put(seen, status, "PodStarted", "False", str(reason), message)
     note = EventNote("Warning", "Retrying", text)
     # The Job stays: its log may say why. Only one that still runs is ended.
-    stop = _stop((run,)) if _alive(run) else ()
+    stop = _stop((run,)) if run is not None and _alive(run) else ()
     return Decision(status, stop, (note,), requeue_after=delay)
 
 
 def _between_attempts(seen: Observed, last: AttemptStatus) -> Decision:
     assert last.completion_time is not None  # noqa: S101 - the caller looked
+    # A Job that has not noticed the end of its pod makes another when that one is deleted.
+    left = [run for run in seen.runs.values() if run.attempt <= last.number and _alive(run)]
+    if stop := _stop(left):
+        return Decision(seen.status, stop, requeue_after=POD_PATIENCE)
     due = parse_time(last.completion_time) + retry_delay(seen.uid, seen.status.attempts)
     if seen.now < due:
         return Decision(seen.status, requeue_after=due - seen.now)
     number = last.number + 1
     job_name = names.job_name(seen.name, number)
+    only = ", which only stores the results," if _kept(seen) is not None else ""
     status = attrs.evolve(
         seen.status,
-        message=f"Waiting for the pod of attempt {number} to start",
+        message=f"Waiting for the pod of attempt {number}{only} to start",
+        executor_pod_name=None,
         attempts=(
-            *seen.status.attempts,
+            *_worth_showing(seen.status.attempts),
             AttemptStatus(number=number, job_name=job_name, start_time=format_time(seen.now)),
         ),
     )
+    status = _put(seen, status, "PodStarted", "False", "Starting", _made(job_name))
     note = EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")
     return Decision(status, (StartAttempt(number),), (note,), requeue_after=POD_PATIENCE)
+
+
+def _worth_showing(attempts: Sequence[AttemptStatus]) -> tuple[AttemptStatus, ...]:
+    """All that count, of which there are few, and the last of the others."""
+    free = [each.number for each in attempts if not each.counted]
+    hidden = set(free[: max(0, len(free) - SHOWN_FREE_ATTEMPTS)])
+    return tuple(each for each in attempts if each.number not in hidden)
 
 
 def retry_delay(uid: str, attempts: Sequence[AttemptStatus]) -> timedelta:
@@ -564,8 +728,9 @@ def retry_delay(uid: str, attempts: Sequence[AttemptStatus]) -> timedelta:
     Ten seconds, doubled with each failure, six minutes at most, and up to a fifth more, which
     differs between jobs but not between two looks at the same one.
     """
-    doubled = RETRY_BASE * (1 << min(len(attempts) - 1, 16))
-    seed = hashlib.sha256(f"{uid}/{len(attempts)}".encode()).digest()
+    number = attempts[-1].number
+    doubled = RETRY_BASE * (1 << min(number - 1, 16))
+    seed = hashlib.sha256(f"{uid}/{number}".encode()).digest()
     return min(doubled, RETRY_CAP) * (1 + 0.2 * seed[0] / 255)
 
 
@@ -588,10 +753,17 @@ def _fail(
         status = attrs.evolve(status, circuit_metrics=metrics)
     elif validated is False or (was_valid is not None and was_valid.status == "Unknown"):
         status = _put(seen, status, "Validated", "False", str(reason), message)
+    ran = _executed(seen)
+    report = stop.pod.report if stop and stop.pod else None
+    if report is None or report.shots is None:
+        report = ran.report if ran else None
+    status = _with_results(seen, status, report)
+    if status.results is not None or reason in _ABOUT_OUTPUT:
+        status = _put(seen, status, "ResultsStored", "False", str(reason), message)
     status = attrs.evolve(
         status,
         phase="Failed",
-        message=f"{reason}: {message}",
+        message=f"{reason}: {message}"[:MAX_MESSAGE],
         completion_time=format_time(seen.now),
     )
     if status.attempts and status.attempts[-1].completion_time is None:
@@ -600,7 +772,8 @@ def _fail(
             status,
             attempts=_close(seen, ended=_ended(pod, seen.now), reason=reason, message=message),
         )
-    actions: tuple[Action, ...] = (CleanUp(output_unused=True),) if status.attempts else ()
+    clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
+    actions: tuple[Action, ...] = (clean_up,) if status.attempts else ()
     if stop is not None and _alive(stop):
         actions = (*_stop((stop,)), *actions)
     return Decision(status, actions, (EventNote("Warning", str(reason), message),))
@@ -624,8 +797,11 @@ def _cancel(seen: Observed) -> Decision:
         status, phase="Cancelled", message=message, completion_time=format_time(seen.now)
     )
     if status.attempts and status.attempts[-1].completion_time is None:
-        status = attrs.evolve(status, attempts=_close(seen, ended=seen.now))
-    actions = (CleanUp(output_unused=True),) if status.attempts else ()
+        *before, last = _close(seen, ended=seen.now, message=message)
+        last = attrs.evolve(last, reason="Cancelled")
+        status = attrs.evolve(status, attempts=(*before, last))
+    # Also without attempts: a crash may have come between making the first and noting it.
+    actions = (CleanUp(output_unused=True),)
     return Decision(status, actions, (EventNote("Normal", "Cancelled", message),))
 
 
@@ -647,7 +823,10 @@ def _delete(seen: Observed) -> Decision:
     if not seen.finalized:
         return Decision(seen.status)
     if seen.runs or seen.pods_left:
-        return Decision(seen.status, _stop(tuple(seen.runs.values())), requeue_after=RECHECK)
+        status = seen.status
+        if status.phase not in FINISHED:  # of one that has ended, the end stays to be read
+            status = attrs.evolve(status, message="Deleting: waiting for the pod to end")
+        return Decision(status, _stop(tuple(seen.runs.values())), requeue_after=RECHECK)
     return Decision(seen.status, (RemoveFinalizer(),))
 
 
@@ -656,7 +835,48 @@ def _delete(seen: Observed) -> Decision:
 
 def _alive(run: Run) -> bool:
     """Whether something of the run may still execute."""
-    return run.failed is None and not (run.pod is not None and run.pod.over)
+    over = run.failed is not None or run.complete
+    # A pod that has ended and is being deleted may be made up for by its Job.
+    return not over and not (run.pod is not None and run.pod.over and run.pod.lost is None)
+
+
+_ABOUT_OUTPUT = frozenset(
+    {
+        Reason.OUTPUT_CONFLICT,
+        Reason.OUTPUT_TOO_LARGE,
+        Reason.OUTPUT_DENIED,
+        Reason.OUTPUT_NOT_FOUND,
+        Reason.OUTPUT_FULL,
+        Reason.OUTPUT_UNAVAILABLE,
+        Reason.OUTPUT_FAILED,
+        Reason.RESULT_LOST,
+    }
+)
+
+
+def _executed(seen: Observed) -> Progress | None:
+    """What came of the circuit, once it has run and that could be recorded."""
+    ran = seen.progress is not None and seen.progress.stage == "Executed"
+    return seen.progress if ran else None
+
+
+def _kept(seen: Observed) -> Progress | None:
+    """The same, if the whole result is in the record, so that it never has to run again."""
+    ran = _executed(seen)
+    return ran if ran is not None and ran.kept is not None else None
+
+
+def _with_results(
+    seen: Observed, status: QiskitJobStatus, report: Report | None
+) -> QiskitJobStatus:
+    """`status` with what came of the circuit, whether it is stored or not."""
+    if report is None or report.shots is None or status.results is not None:
+        return status
+    return attrs.evolve(status, results=_results(seen, report), cost=seen.cost)
+
+
+def _made(job_name: str) -> str:
+    return f"Kubernetes Job {job_name} was created; its pod has not started yet"
 
 
 def _stop(runs: Sequence[Run]) -> tuple[Action, ...]:
@@ -710,7 +930,7 @@ def _put(
 def _if_new(seen: Observed, type_: str, note: EventNote) -> tuple[EventNote, ...]:
     """The note, unless the condition of that type says the same already."""
     old = find(seen.status.conditions, type_)
-    return () if old is not None and old.message == note.message else (note,)
+    return () if old is not None and old.message == note.message[:MAX_MESSAGE] else (note,)
 
 
 def _seconds(seconds: float | None) -> str:

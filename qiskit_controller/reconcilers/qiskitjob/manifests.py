@@ -29,18 +29,27 @@ from qiskit_controller.api.quantities import parse_quantity
 from qiskit_controller.api.run import (
     ATTEMPT_ENV,
     COMMIT_ENV,
+    CREDENTIALS_DIR,
     GIT_DIR,
     INPUT_DIR,
     PLAN_FILE,
     SHA256_ENV,
     SOURCE_DIR,
+    STORAGE_DIR,
+    STORE_ENV,
     TERMINATION_LOG,
     TOKEN_DIR,
     WORK_DIR,
     Limits,
     Plan,
 )
-from qiskit_controller.reconcilers.qiskitjob.observed import CIRCUIT, EXECUTOR, SOURCE, Pinned
+from qiskit_controller.reconcilers.qiskitjob.observed import (
+    CIRCUIT,
+    EXECUTOR,
+    SOURCE,
+    Source,
+    ToFetch,
+)
 
 Manifest = dict[str, Any]
 
@@ -90,14 +99,12 @@ def _metadata(plan: Plan, name: str) -> Manifest:
     }
 
 
-def input_config_map(plan: Plan, source: Pinned | None) -> Manifest:
-    """The plan and the code: what every attempt runs. Immutable.
-
-    Args:
-        source: None when the pod fetches the code.
-    """
+def input_config_map(plan: Plan, source: Source | ToFetch) -> Manifest:
+    """The plan and, where it is at hand, the code: what every attempt runs. Immutable."""
     # Inline code stands in its own file; a second copy might not fit.
-    slim = attrs.evolve(plan.spec, circuit=attrs.evolve(plan.spec.circuit, code=None))
+    slim = plan.spec
+    if slim.circuit.source == "inline":
+        slim = attrs.evolve(slim, circuit=attrs.evolve(slim.circuit, code=None))
     config_map: Manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -105,7 +112,7 @@ def input_config_map(plan: Plan, source: Pinned | None) -> Manifest:
         "immutable": True,
         "data": {PLAN_FILE: json.dumps(to_wire(attrs.evolve(plan, spec=slim)), indent=1)},
     }
-    if source is None:
+    if isinstance(source, ToFetch):
         return config_map
     try:
         config_map["data"][source.file] = source.content.decode()
@@ -119,12 +126,18 @@ def empty_config_map(plan: Plan, name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(plan, name)}
 
 
-def service_account(plan: Plan) -> Manifest:
-    """Who the executor is."""
+def service_account(plan: Plan, identity: Mapping[str, str] | None = None) -> Manifest:
+    """Who the executor is.
+
+    Args:
+        identity: annotations that make it someone at a cloud provider.
+    """
+    metadata = _metadata(plan, names.base_name(plan.job.name))
+    metadata["annotations"] = {**(identity or {}), **metadata["annotations"]}
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(plan, names.base_name(plan.job.name)),
+        "metadata": metadata,
         "automountServiceAccountToken": False,
     }
 
@@ -162,7 +175,11 @@ def role_binding(plan: Plan) -> Manifest:
 
 
 def kubernetes_job(
-    plan: Plan, attempt: int, settings: Settings, fetched: SourceStatus | None = None
+    plan: Plan,
+    attempt: int,
+    settings: Settings,
+    fetched: SourceStatus | None = None,
+    kept_by: int | None = None,
 ) -> Manifest:
     """The Kubernetes Job of one attempt.
 
@@ -171,6 +188,7 @@ def kubernetes_job(
 
     Args:
         fetched: the code of earlier attempts, which this one has to run as well.
+        kept_by: the attempt whose result is in the record; this one runs nothing and stores it.
     """
     metadata = _metadata(plan, names.job_name(plan.job.name, attempt))
     metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)
@@ -186,9 +204,15 @@ def kubernetes_job(
                     "annotations": {
                         names.JOB_ANNOTATION: plan.job.name,
                         "kubectl.kubernetes.io/default-container": EXECUTOR,
+                        # Amazon's webhook would give its token to the untrusted stage as well.
+                        "eks.amazonaws.com/skip-containers": f"{SOURCE},{CIRCUIT}",
                     },
                 },
-                "spec": _pod_spec(plan, attempt, settings, fetched),
+                "spec": (
+                    _pod_spec(plan, attempt, settings, fetched)
+                    if kept_by is None
+                    else _storing_pod_spec(plan, attempt, settings, kept_by)
+                ),
             },
         },
     }
@@ -216,6 +240,8 @@ def _pod_spec(
             {"name": "input", "mountPath": str(INPUT_DIR), "readOnly": True},
             {"name": "work", "mountPath": str(WORK_DIR)},
             {"name": "circuit-tmp", "mountPath": "/tmp"},  # noqa: S108 - a path in the pod
+            # The pod's own is shared by all of its containers.
+            {"name": "circuit-shm", "mountPath": "/dev/shm"},  # noqa: S108 - a path in the pod
         ],
     }
     executor = shared | {
@@ -255,13 +281,46 @@ def _pod_spec(
             {"name": "work", "emptyDir": {"sizeLimit": str(work_bytes)}},
             # One each: the untrusted stage leaves nothing where the executor's Python looks.
             {"name": "circuit-tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+            {"name": "circuit-shm", "emptyDir": {"medium": "Memory"}},
             {"name": "executor-tmp", "emptyDir": {"sizeLimit": "1Gi"}},
             {"name": "token", "projected": {"sources": _token_sources()}},
         ],
     }
     if plan.source.fetched:
         _add_source_stage(pod, plan, shared, fetched)
+    _add_output(pod, plan)
     return pod
+
+
+def _storing_pod_spec(plan: Plan, attempt: int, settings: Settings, kept_by: int) -> Manifest:
+    """The executor alone: there is no code to fetch, and nothing to run."""
+    pod = _pod_spec(plan, attempt, settings, None)
+    del pod["initContainers"]
+    (executor,) = pod["containers"]
+    executor["env"].append({"name": STORE_ENV, "value": str(kept_by)})
+    mounts = [each for each in executor["volumeMounts"] if each["name"] not in ("work", "source")]
+    used = {each["name"] for each in mounts}
+    executor["volumeMounts"] = mounts
+    pod["volumes"] = [each for each in pod["volumes"] if each["name"] in used]
+    return pod
+
+
+def _add_output(pod: Manifest, plan: Plan) -> None:
+    """What storing takes, and a backend's credentials, in the executor and nowhere else."""
+    (executor,) = pod["containers"]
+    credentials = plan.spec.credentials
+    if credentials and credentials.secret_ref:
+        secret = {"secretName": credentials.secret_ref.name, "defaultMode": 0o400}
+        pod["volumes"].append({"name": "credentials", "secret": secret})
+        executor["volumeMounts"].append(
+            {"name": "credentials", "mountPath": str(CREDENTIALS_DIR), "readOnly": True}
+        )
+    if plan.spec.output.type == "pvc":
+        claim = {"claimName": plan.output_location}
+        pod["volumes"].append({"name": "storage", "persistentVolumeClaim": claim})
+        executor["volumeMounts"].append({"name": "storage", "mountPath": str(STORAGE_DIR)})
+        # Else the kubelet changes the group of every file there is, for each pod.
+        pod["securityContext"]["fsGroupChangePolicy"] = "OnRootMismatch"
 
 
 def _add_source_stage(
@@ -334,25 +393,3 @@ def _resources(spec: QiskitJobSpec, settings: Settings) -> Manifest:
         else:
             requests[name] = limits[name]
     return {"requests": requests, "limits": limits}
-
-
-def unsupported(spec: QiskitJobSpec) -> str | None:
-    """What the spec asks for that this version cannot do, or None."""
-    if spec.output.type != "configmap":
-        return (
-            f"spec.output.type: {spec.output.type!r} is not supported by this version; "
-            "use configmap"
-        )
-    return None
-
-
-def problems_of_resources(spec: QiskitJobSpec) -> list[str]:
-    """Requests over limits, which the API server would refuse in the pod."""
-    if spec.resources is None or not spec.resources.requests or not spec.resources.limits:
-        return []
-    asked, capped = to_wire(spec.resources.requests), to_wire(spec.resources.limits)
-    return [
-        f"spec.resources.requests.{name}: {asked[name]} is more than the limit {capped[name]}"
-        for name in asked.keys() & capped.keys()
-        if parse_quantity(asked[name]) > parse_quantity(capped[name])
-    ]

@@ -13,11 +13,21 @@ from datetime import datetime
 from typing import Any
 
 import attrs
+import structlog
 
 from qiskit_controller.api.codec import DecodeError, from_wire
 from qiskit_controller.api.qiskitjob import QiskitJobSpec, QiskitJobStatus
 from qiskit_controller.api.quantities import parse_time
-from qiskit_controller.api.run import Progress, Reason, Report, SourceReport
+from qiskit_controller.api.run import (
+    Progress,
+    Reason,
+    Report,
+    SourceReport,
+    progress_key,
+    result_key,
+)
+
+log = structlog.get_logger(__name__)
 
 CIRCUIT = "circuit"
 EXECUTOR = "executor"
@@ -25,6 +35,14 @@ SOURCE = "source"
 
 # A container that waits for one of these does so in the normal course of things.
 _ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing"})
+# What the kubelet says when it evicts a pod for its own use of disk, and not for the node's sake.
+_OWN_STORAGE = (
+    "Usage of EmptyDir volume",
+    "Pod ephemeral local storage usage exceeds",
+    "exceeded its local ephemeral storage limit",
+)
+# By a queueing system or by hand; we never do it.
+_SUSPENDED = ("JobSuspended", "the Kubernetes Job is suspended; the job goes on when it is resumed")
 
 
 @attrs.frozen
@@ -83,6 +101,8 @@ class Run:
 
     Attributes:
         failed: the Job's own Failed condition, as (reason, message).
+        complete: whether the Job says that it is complete.
+        ended: since when the Job says that it has failed or is complete.
         no_pod: why there is no pod, as (reason, message), when it is known.
     """
 
@@ -92,11 +112,13 @@ class Run:
     deleting: bool = False
     pod: PodView | None = None
     failed: tuple[str, str] | None = None
+    complete: bool = False
+    ended: datetime | None = None
     no_pod: tuple[str, str] | None = None
 
 
 @attrs.frozen
-class Pinned:
+class Source:
     """The code as it was found, to be pinned."""
 
     file: str
@@ -121,9 +143,6 @@ class SourceMissing:
 
     reason: str
     message: str
-
-
-Source = Pinned | ToFetch
 
 
 @attrs.frozen
@@ -151,12 +170,33 @@ class Observed:
     backend: str
     cost: str
     status: QiskitJobStatus
-    source: Source | SourceMissing | None
+    source: Source | ToFetch | SourceMissing | None
     runs: Mapping[int, Run]
     pods_left: int
     progress: Progress | None
     spec_changed: Sequence[str]
     now: datetime
+
+
+def read_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:
+    """What an attempt has written into the record."""
+    text = (record.get("data") or {}).get(progress_key(attempt))
+    try:
+        return from_wire(json.loads(text), Progress) if text else None
+    except (ValueError, RecursionError) as error:
+        log.warning("progress cannot be read", error=str(error))
+        return None
+
+
+def kept_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:
+    """The progress of this attempt, or else of the newest before it, that kept its result."""
+    kept = record.get("binaryData") or {}
+    for number in range(attempt, 0, -1):
+        if result_key(number) in kept:
+            progress = read_progress(record, number)
+            if progress is not None and progress.stage == "Executed" and progress.kept:
+                return progress
+    return None
 
 
 def view_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], attempt: int) -> Run:
@@ -170,21 +210,23 @@ def view_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], attempt:
         ),
         default=None,
     )
-    failed = next(
-        (
-            (each.get("reason", ""), each.get("message", ""))
-            for each in job.get("status", {}).get("conditions") or ()
-            if each["type"] == "Failed" and each["status"] == "True"
-        ),
-        None,
-    )
+    conditions = {
+        each["type"]: each
+        for each in job.get("status", {}).get("conditions") or ()
+        if each["status"] == "True"
+    }
+    failed = conditions.get("Failed")
+    since = (failed or conditions.get("Complete") or {}).get("lastTransitionTime")
     return Run(
         attempt=attempt,
         job_name=metadata["name"],
         created=parse_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         pod=view_pod(newest, attempt) if newest is not None else None,
-        failed=failed,
+        failed=(failed.get("reason", ""), failed.get("message", "")) if failed else None,
+        complete="Complete" in conditions,
+        ended=parse_time(since) if since else None,
+        no_pod=_SUSPENDED if job.get("spec", {}).get("suspend") else None,
     )
 
 
@@ -269,8 +311,13 @@ def _report(ended: Terminated | None, attempt: int) -> Report | None:
         return None
     try:
         report = from_wire(json.loads(ended.message), Report)
-    except (json.JSONDecodeError, DecodeError):
+        if report.started is not None:
+            parse_time(report.started)
+    except (ValueError, RecursionError):  # what is no JSON and what is no report, too
         return None  # the kubelet's own words, or a report that was cut off
+    # The status of a success is made from these; a driver of somebody else's may forget one.
+    if report.reason is None and not (report.circuit_metrics and report.started):
+        return None
     return report if report.attempt == attempt else None
 
 
@@ -281,10 +328,27 @@ def _lost(pod: Mapping[str, Any]) -> tuple[Reason, str] | None:
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return Reason.EVICTED, condition.get("message") or told or condition.get("reason", "")
+    if status.get("reason") == "Evicted" and any(each in told for each in _OWN_STORAGE):
+        # It would be evicted again, and again at no cost.
+        return Reason.STORAGE_EXCEEDED, f"the pod used more disk than it may: {told.strip()}"
     if status.get("reason") in ("Evicted", "Preempting", "Shutdown", "NodeShutdown", "Terminated"):
         return Reason.EVICTED, told or f"the pod was ended: {status['reason']}"
     if status.get("reason") == "NodeLost":
         return Reason.POD_LOST, told or "the node was lost"
     if "deletionTimestamp" in pod["metadata"]:
         return Reason.POD_LOST, "the pod was deleted"
+    if status.get("phase") == "Failed" and not _has_run(status):
+        # The kubelet's admission: OutOfcpu, NodeAffinity, UnexpectedAdmissionError, ...
+        why = ": ".join(filter(None, (status.get("reason"), told))) or "it gave no reason"
+        return Reason.POD_LOST, f"the node did not take the pod ({why})"
     return None
+
+
+def _has_run(status: Mapping[str, Any]) -> bool:
+    """Whether a container of the pod has begun, or was at least tried."""
+    return any(
+        state in (each.get("state") or {})
+        for key in ("initContainerStatuses", "containerStatuses")
+        for each in status.get(key) or ()
+        for state in ("running", "terminated")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,18 +13,18 @@ from typing import Any, Literal
 import attrs
 import structlog
 
-from qiskit_controller.api import names, qiskitjob
+from qiskit_controller.api import names, qiskitjob, sources
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
-from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus
-from qiskit_controller.api.quantities import format_money
+from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus, SourceStatus
+from qiskit_controller.api.quantities import format_money, format_time
 from qiskit_controller.api.run import (
     PLAN_FILE,
+    RESERVED_FILES,
     JobIdentity,
     Plan,
     PlannedSource,
     Progress,
     Reason,
-    progress_key,
 )
 from qiskit_controller.api.validation import problems_of
 from qiskit_controller.drivers import NoDriver, controller_driver
@@ -32,6 +33,7 @@ from qiskit_controller.kube.controller import Enqueue, Result
 from qiskit_controller.kube.errors import (
     AlreadyExists,
     ApiError,
+    Conflict,
     Forbidden,
     Invalid,
     NotFound,
@@ -59,6 +61,9 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
     Run,
     Source,
     SourceMissing,
+    ToFetch,
+    kept_progress,
+    read_progress,
     view_run,
 )
 
@@ -117,7 +122,7 @@ class Caches:
 
     def feed(self, queue: WorkQueue[str]) -> None:
         """Queue a QiskitJob whenever it, or something that it depends on, changes."""
-        self.jobs.add_handler(Enqueue(queue, priority=_priority_of))
+        self.jobs.add_handler(_EnqueueJobs(queue, priority=_priority_of))
         for informer in (self.kubernetes_jobs, self.pods):
             informer.add_handler(Enqueue(queue, _belongs_to, priority=self._owner_priority))
         self.config_maps.add_handler(Enqueue(queue, self._users_of_config_map))
@@ -130,6 +135,17 @@ class Caches:
         yield from _belongs_to(config_map)
         for job in self.jobs.by_index(_BY_CONFIG_MAP, key_of(config_map)):
             yield key_of(job)
+
+
+class _EnqueueJobs(Enqueue):
+    """What nobody has taken up yet is no reminder, also when it comes with the first list.
+
+    After a time without a controller there may be many of these. Behind all that are under way,
+    which come back again and again, they might never have their turn.
+    """
+
+    def on_add(self, obj: Object, is_initial: bool) -> None:
+        super().on_add(obj, is_initial and bool((obj.get("status") or {}).get("phase")))
 
 
 @attrs.define
@@ -169,14 +185,22 @@ class QiskitJobReconciler:
                 await self._perform(action, job, seen)
         except _Wait as wait:
             log.info("waiting", why=str(wait))
+            await self._write_status(job, seen.status, Decision(decisions.waiting(seen, str(wait))))
             return Result(requeue_after=_GARBAGE_PATIENCE.total_seconds())
         except _Refused as refused:
             decision = decisions.refuse(seen, refused.reason, refused.message)
             for action in decision.actions:
                 await self._perform(action, job, seen)
-        except Forbidden as error:
+        except ApiError as error:
+            if not _is_a_ruling(error):
+                raise
             # A quota or a policy: the user can do something about it, so the user is told.
             decision = decisions.blocked(seen, error.reason, error.message)
+            if not seen.status.attempts and not seen.runs and not seen.deleting:
+                # Perhaps by changing the spec, so it must not stay pinned.
+                await self._delete(
+                    CONFIGMAPS, names.input_name(seen.name), seen.namespace, seen.uid
+                )
         await self._write_status(job, seen.status, decision)
         requeue = decision.requeue_after
         return Result(requeue_after=requeue.total_seconds() if requeue is not None else None)
@@ -187,10 +211,10 @@ class QiskitJobReconciler:
         metadata = job["metadata"]
         uid, namespace, name = metadata["uid"], metadata["namespace"], metadata["name"]
         status = from_wire(job.get("status") or {}, QiskitJobStatus)
-        judged = _judge(job)
+        judged = _judge(name, job["spec"])
         spec = judged.spec
-        runs = self._runs(uid)
-        source: Source | SourceMissing | None = None
+        runs = await self._confirmed(namespace, status, uid, self._runs(uid))
+        source: Source | ToFetch | SourceMissing | None = None
         progress: Progress | None = None
         changed: list[str] = []
         deleting = "deletionTimestamp" in metadata
@@ -202,18 +226,24 @@ class QiskitJobReconciler:
                 changed = _changes(plan.spec, job["spec"])
                 # What was started counts, whatever the object says now; but it may be
                 # cancelled, and be given a time to live.
+                judged = _judge_spec(name, plan.spec)
                 spec = attrs.evolve(
                     plan.spec,
-                    cancel=bool(spec and spec.cancel),
+                    cancel=job["spec"].get("cancel") is True,
                     ttl_seconds_after_finished=spec.ttl_seconds_after_finished if spec else None,
                 )
             elif not status.attempts and spec is not None and judged.sound:
                 source = await self._source(namespace, spec)
         if active and status.attempts:
-            current = runs.get(status.attempts[-1].number)
-            if current is not None and current.pod is not None and current.pod.executor_started:
-                progress = await self._progress(namespace, name, current.attempt)
-        runs = await self._explain_missing_pods(namespace, runs)
+            number = status.attempts[-1].number
+            current = runs.get(number)
+            begun = current is not None and current.pod and current.pod.executor_started
+            # What an earlier attempt has kept counts for every later one.
+            if begun or number > 1 or status.phase == "Running":
+                progress = await self._progress(namespace, name, number)
+        if active:
+            runs = await self._explain_missing_pods(namespace, runs)
+            runs = await self._explain_idle_pods(namespace, runs)
         return Observed(
             namespace=namespace,
             name=name,
@@ -229,7 +259,7 @@ class QiskitJobReconciler:
             status=status,
             source=source,
             runs=runs,
-            pods_left=len(self.caches.pods.by_index(_BY_UID, uid)),
+            pods_left=sum(map(_is_of_a_job, self.caches.pods.by_index(_BY_UID, uid))),
             progress=progress,
             spec_changed=changed,
             now=self.clock(),
@@ -246,10 +276,38 @@ class QiskitJobReconciler:
             runs[attempt] = view_run(job, mine, attempt)
         return runs
 
-    async def _source(self, namespace: str, spec: QiskitJobSpec) -> Source | SourceMissing:
+    async def _confirmed(
+        self, namespace: str, status: QiskitJobStatus, uid: str, runs: dict[int, Run]
+    ) -> dict[int, Run]:
+        """`runs`, and the one that was seen to run but is not in the cache, if it exists.
+
+        A new leader's cache may still be behind what the old one knew. That a Job was deleted
+        has to be certain, because another attempt is started for it.
+        """
+        if status.phase not in ("Validating", "Scheduling", "Running") or not status.attempts:
+            return runs
+        last = status.attempts[-1]
+        if last.completion_time is not None or last.number in runs:
+            return runs
+        try:
+            job = await self.client.get(JOBS, last.job_name, namespace)
+        except NotFound:
+            return runs
+        if not names.belongs_to(job, uid):
+            return runs
+        return runs | {last.number: view_run(job, [], last.number)}
+
+    async def _source(
+        self, namespace: str, spec: QiskitJobSpec
+    ) -> Source | ToFetch | SourceMissing:
         circuit = spec.circuit
         if circuit.source == "inline":
             return Source("circuit.py", (circuit.code or "").encode())
+        if circuit.source == "url" and circuit.url is not None:
+            path = sources.parse_url(circuit.url).path
+            return ToFetch(sources.file_name(path, RESERVED_FILES))
+        if circuit.source == "git" and circuit.git_ref is not None:
+            return ToFetch(sources.file_name(circuit.git_ref.path, RESERVED_FILES))
         reference = circuit.config_map_ref
         if reference is None:
             raise ValueError("validation lets no other source come here")
@@ -273,7 +331,9 @@ class QiskitJobReconciler:
             )
         return Source(_file_name(reference.key), content)
 
-    async def _pinned(self, namespace: str, name: str, uid: str) -> tuple[Plan, Source] | None:
+    async def _pinned(
+        self, namespace: str, name: str, uid: str
+    ) -> tuple[Plan, Source | ToFetch] | None:
         """What was started, plan and code, unless nothing was, or someone deleted it."""
         try:
             config_map = await self.client.get(CONFIGMAPS, names.input_name(name), namespace)
@@ -282,6 +342,8 @@ class QiskitJobReconciler:
         if not names.belongs_to(config_map, uid):
             return None
         plan = from_wire(json.loads(config_map["data"][PLAN_FILE]), Plan)
+        if plan.source.fetched:
+            return plan, ToFetch(plan.source.file)
         source = Source(plan.source.file, _value(config_map, plan.source.file) or b"")
         if plan.spec.circuit.source == "inline":
             circuit = attrs.evolve(plan.spec.circuit, code=source.content.decode())
@@ -289,15 +351,12 @@ class QiskitJobReconciler:
         return plan, source
 
     async def _progress(self, namespace: str, name: str, attempt: int) -> Progress | None:
+        """How far the attempt is; if an earlier one has kept a result, that is how far."""
         try:
             record = await self.client.get(CONFIGMAPS, names.record_name(name), namespace)
-            text = (record.get("data") or {}).get(progress_key(attempt))
-            return from_wire(json.loads(text), Progress) if text else None
         except NotFound:
             return None  # cleaned up already, or not made yet
-        except (json.JSONDecodeError, DecodeError) as error:
-            log.warning("progress cannot be read", error=str(error))
-            return None
+        return kept_progress(record, attempt) or read_progress(record, attempt)
 
     async def _explain_missing_pods(self, namespace: str, runs: dict[int, Run]) -> dict[int, Run]:
         """Why a Job has no pod after a while is only told in the Job's Events (a quota, a
@@ -306,20 +365,50 @@ class QiskitJobReconciler:
             waited = self.clock() - run.created
             if run.pod or run.failed or run.deleting or waited < decisions.POD_PATIENCE:
                 continue
-            found = await self.client.list(
-                EVENTS,
-                namespace,
-                field_selector=f"involvedObject.kind=Job,involvedObject.name={run.job_name},"
-                "reason=FailedCreate",
+            if run.no_pod:
+                continue
+            told = await self._latest_event(
+                namespace, "Job", run.job_name, "FailedCreate", since=run.created
             )
-            latest = max(
-                found["items"], key=lambda each: each.get("lastTimestamp") or "", default=None
-            )
-            if latest is not None:
-                runs[attempt] = attrs.evolve(
-                    run, no_pod=("PodCreationFailed", latest.get("message", ""))
-                )
+            if told is not None:
+                runs[attempt] = attrs.evolve(run, no_pod=("PodCreationFailed", told))
         return runs
+
+    async def _explain_idle_pods(self, namespace: str, runs: dict[int, Run]) -> dict[int, Run]:
+        """That a pod waits for a volume, such as a Secret that does not exist yet, is only told
+        in the pod's Events; its status says ContainerCreating, as for every pod."""
+        for attempt, run in runs.items():
+            pod = run.pod
+            if pod is None or pod.problem or pod.lost or pod.idle_since is None:
+                continue
+            if self.clock() - pod.idle_since < decisions.POD_PATIENCE:
+                continue
+            told = await self._latest_event(namespace, "Pod", pod.name, "FailedMount")
+            if told is not None:
+                pod = attrs.evolve(pod, problem=("FailedMount", told))
+                runs[attempt] = attrs.evolve(run, pod=pod)
+        return runs
+
+    async def _latest_event(
+        self, namespace: str, kind: str, name: str, reason: str, since: datetime | None = None
+    ) -> str | None:
+        """What the newest Event of that reason says of an object.
+
+        Args:
+            since: when the object was made. Older ones are about another of its name.
+        """
+        found = await self.client.list(
+            EVENTS,
+            namespace,
+            field_selector=f"involvedObject.kind={kind},involvedObject.name={name},reason={reason}",
+        )
+        earliest = format_time(since) if since else ""
+        latest = max(
+            (each for each in found["items"] if (each.get("lastTimestamp") or "") >= earliest),
+            key=lambda each: each.get("lastTimestamp") or "",
+            default=None,
+        )
+        return None if latest is None else str(latest.get("message", ""))
 
     # --- writing ------------------------------------------------------------------------
 
@@ -332,32 +421,56 @@ class QiskitJobReconciler:
             case decisions.RemoveFinalizer():
                 await self._set_finalizers(job, add=False)
             case decisions.Start(source):
+                await self._check_current(job)
                 plan = self._plan(seen, source)
                 await self._prepare(plan, source)
-                await self._create_job(plan, 1)
+                await self._create_job(plan, 1, seen.status.source)
             case decisions.StartAttempt(number):
+                await self._check_current(job)
                 await self._restart(seen, number)
             case decisions.StopRuns(job_names):
                 for each in job_names:
                     await self._delete(JOBS, each, namespace, seen.uid, "Foreground")
-            case decisions.CleanUp(output_unused):
-                await self._clean_up(seen, output_unused=output_unused)
+            case decisions.CleanUp(output_unused, keep_record):
+                await self._clean_up(seen, output_unused=output_unused, keep_record=keep_record)
             case decisions.DeleteJob():
-                await self.client.delete(QISKITJOBS, name, namespace, uid=seen.uid)
+                with contextlib.suppress(NotFound):
+                    await self.client.delete(QISKITJOBS, name, namespace, uid=seen.uid)
 
-    def _plan(self, seen: Observed, source: Source) -> Plan:
+    async def _check_current(self, job: Object) -> None:
+        """Before a pod is started: that the cache is not behind.
+
+        Every other decision from a stale cache is undone by the conflict that its status meets.
+        A pod would be running by then, perhaps of a job that has ended.
+
+        Raises:
+            Conflict: the QiskitJob has changed, or is gone.
+        """
+        metadata = job["metadata"]
+        try:
+            now = await self.client.get(QISKITJOBS, metadata["name"], metadata["namespace"])
+        except NotFound as error:
+            raise Conflict(HTTPStatus.CONFLICT, "Conflict", error.message) from None
+        if now["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+            raise Conflict(HTTPStatus.CONFLICT, "Conflict", "the cache is behind")
+
+    def _plan(self, seen: Observed, source: Source | ToFetch) -> Plan:
         if seen.spec is None:
             raise ValueError("nothing is started from a spec that could not be read")
         return Plan(
             job=JobIdentity(namespace=seen.namespace, name=seen.name, uid=seen.uid),
             spec=seen.spec,
-            source=PlannedSource(file=source.file, sha256=source.sha256),
+            source=(
+                PlannedSource(file=source.file, sha256=source.sha256)
+                if isinstance(source, Source)
+                else PlannedSource(file=source.file, fetched=True)
+            ),
             record=names.record_name(seen.name),
             output_location=seen.spec.output.location or names.default_output(seen.name),
             limits=self.settings.bounds,
         )
 
-    async def _prepare(self, plan: Plan, source: Source | None) -> None:
+    async def _prepare(self, plan: Plan, source: Source | ToFetch | None) -> None:
         """Everything a pod of this job needs, each made unless it is there."""
         if source is not None:
             await self._ensure(CONFIGMAPS, manifests.input_config_map(plan, source), plan)
@@ -369,9 +482,24 @@ class QiskitJobReconciler:
                 plan,
                 Reason.OUTPUT_CONFLICT,
             )
-        await self._ensure(SERVICE_ACCOUNTS, manifests.service_account(plan), plan)
+        identity = await self._identity(plan)
+        await self._ensure(SERVICE_ACCOUNTS, manifests.service_account(plan, identity), plan)
         await self._ensure(ROLES, manifests.role(plan), plan)
         await self._ensure(ROLEBINDINGS, manifests.role_binding(plan), plan)
+
+    async def _identity(self, plan: Plan) -> Mapping[str, str]:
+        """What makes a job's pod someone at its cloud provider: the annotations of a service
+        account that the namespace's owner has made for the purpose."""
+        if plan.spec.output.type not in ("s3", "gcs"):
+            return {}
+        try:
+            account = await self.client.get(
+                SERVICE_ACCOUNTS, names.IDENTITY_ACCOUNT, plan.job.namespace
+            )
+        except NotFound:
+            return {}
+        found: Mapping[str, str] = account["metadata"].get("annotations") or {}
+        return {key: value for key, value in found.items() if "kubectl.kubernetes.io/" not in key}
 
     async def _restart(self, seen: Observed, number: int) -> None:
         pinned = await self._pinned(seen.namespace, seen.name, seen.uid)
@@ -383,13 +511,24 @@ class QiskitJobReconciler:
             )
         plan, _ = pinned
         await self._prepare(plan, None)
-        await self._create_job(plan, number)
+        # Of the record as it is now: the attempt before may have written last just before it went.
+        progress = await self._progress(seen.namespace, seen.name, number)
+        kept_by = progress.attempt if progress is not None and progress.kept is not None else None
+        await self._create_job(plan, number, seen.status.source, kept_by)
 
-    async def _create_job(self, plan: Plan, attempt: int) -> None:
-        job = manifests.kubernetes_job(plan, attempt, self.settings)
+    async def _create_job(
+        self,
+        plan: Plan,
+        attempt: int,
+        fetched: SourceStatus | None,
+        kept_by: int | None = None,
+    ) -> None:
+        job = manifests.kubernetes_job(plan, attempt, self.settings, fetched, kept_by)
         try:
             await self._ensure(JOBS, job, plan)
-        except _Refused:
+        except _Refused as refused:
+            if refused.reason is not Reason.NAME_CONFLICT:
+                raise
             # The second attempt of "x" and the first of "x-2" would have the same name. The
             # later one gets a name of its own.
             job["metadata"]["name"] = names.fit(f"{job['metadata']['name']}-{plan.job.uid[:8]}", 63)
@@ -408,11 +547,15 @@ class QiskitJobReconciler:
             _Wait: what is there belonged to a QiskitJob that is gone, and will go too.
             _Refused: what is there is someone else's.
         """
+        not_allowed: Forbidden | None = None
         try:
             await self.client.create(resource, obj)
             return
         except AlreadyExists:
             pass
+        except Forbidden as error:
+            # A full quota is met before the name that is taken, also by what we made before.
+            not_allowed = error
         except Invalid as error:
             # What the schema of a QiskitJob lets through, but the pod's does not.
             raise _Refused(Reason.INVALID_SPEC, error.message) from None
@@ -424,6 +567,8 @@ class QiskitJobReconciler:
         try:
             existing = await self.client.get(resource, name, namespace)
         except NotFound:
+            if not_allowed is not None:
+                raise not_allowed from None
             raise _Wait(f"{resource.kind} {name} went away just now") from None
         if names.belongs_to(existing, plan.job.uid):
             if "deletionTimestamp" in existing["metadata"]:
@@ -445,12 +590,13 @@ class QiskitJobReconciler:
             ),
         )
 
-    async def _clean_up(self, seen: Observed, *, output_unused: bool) -> None:
+    async def _clean_up(self, seen: Observed, *, output_unused: bool, keep_record: bool) -> None:
         namespace, base = seen.namespace, names.base_name(seen.name)
         await self._delete(ROLEBINDINGS, base, namespace, seen.uid)
         await self._delete(ROLES, base, namespace, seen.uid)
         await self._delete(SERVICE_ACCOUNTS, base, namespace, seen.uid)
-        await self._delete(CONFIGMAPS, names.record_name(seen.name), namespace, seen.uid)
+        if not keep_record:
+            await self._delete(CONFIGMAPS, names.record_name(seen.name), namespace, seen.uid)
         if output_unused and seen.spec is not None and seen.spec.output.type == "configmap":
             output = seen.spec.output.location or names.default_output(seen.name)
             await self._delete(CONFIGMAPS, output, namespace, seen.uid, only_empty=True)
@@ -549,12 +695,23 @@ class _Judgement:
         return self.spec is not None and not self.problems and not self.unsupported
 
 
-def _judge(job: Object) -> _Judgement:
+def _judge(name: str, wire: Object) -> _Judgement:
     try:
-        spec = from_wire(job["spec"], QiskitJobSpec, "spec")
+        return _judge_spec(name, from_wire(wire, QiskitJobSpec, "spec"))
     except DecodeError as error:
         return _Judgement(None, [str(error)])
-    problems = [*problems_of(spec), *manifests.problems_of_resources(spec)]
+
+
+def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
+    problems = problems_of(spec)
+    if spec.output.type == "configmap" and spec.output.location in (
+        names.input_name(name),
+        names.record_name(name),
+    ):
+        problems.append(
+            f"spec.output.location: {spec.output.location} is a ConfigMap of the controller's "
+            "own; choose another name"
+        )
     try:
         driver = controller_driver(spec.backend.type)
     except NoDriver as error:
@@ -562,7 +719,7 @@ def _judge(job: Object) -> _Judgement:
     return _Judgement(
         spec,
         [*problems, *driver.problems(spec)],
-        manifests.unsupported(spec),
+        None,
         driver.backend_name(spec),
         format_money(driver.cost(spec)),
     )
@@ -591,14 +748,31 @@ def _value(config_map: Object, key: str) -> bytes | None:
     return base64.b64decode(binary) if binary is not None else None
 
 
+def _is_of_a_job(pod: Object) -> bool:
+    """Whether the garbage collector will see to the pod; labels are easily copied."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return any(each.get("kind") == "Job" and each.get("controller") for each in owners)
+
+
+def _is_a_ruling(error: ApiError) -> bool:
+    """Whether this is what the cluster thinks of the request, and not just a bad moment.
+
+    Webhooks that deny without a code of their own answer 400, and those that cannot be reached
+    make it 500.
+    """
+    if isinstance(error, Forbidden) or error.status == HTTPStatus.BAD_REQUEST:
+        return True
+    return error.status == HTTPStatus.INTERNAL_SERVER_ERROR and "webhook" in error.message
+
+
 def _attempt_of(job: Object) -> int:
     label = job["metadata"].get("labels", {}).get(names.ATTEMPT_LABEL, "")
     return int(label) if label.isdecimal() else 0
 
 
 def _file_name(key: str) -> str:
-    """A ConfigMap key as a file name in the pod; plan.json is ours."""
-    return f"circuit-{key}" if key == PLAN_FILE else key
+    """A ConfigMap key as a file name in the pod; some names are ours."""
+    return f"circuit-{key}" if key in RESERVED_FILES else key
 
 
 def _uid_label(obj: Object) -> Iterable[str]:
