@@ -31,12 +31,14 @@ def main() -> int:
 
 
 def _execute(paths: Paths, attempt: int) -> int:
-    from qiskit_controller.runner import executor, stores
+    from qiskit_controller.runner import executor, keeping, storing
     from qiskit_controller.runner.cluster import Cluster
+    from qiskit_controller.runner.stores import configmap
 
     # Patience is for real outages.
-    stores.STORE_SECONDS, stores.FORBIDDEN_SECONDS, stores._WAIT_SECONDS = 4.0, 1.0, 0.1
-    stores._REQUEST_SECONDS, executor.PROGRESS_SECONDS = 2.0, 1.0
+    storing.CHECK_SECONDS = storing.KEPT_SECONDS = storing.UNKEPT_SECONDS = 4.0
+    configmap.FORBIDDEN_SECONDS, configmap.REQUEST_SECONDS = 1.0, 2.0
+    keeping.KEEP_SECONDS = executor.PROGRESS_SECONDS = 5.0
     url = os.environ["QUANTUM_TEST_SERVER"]
     return executor.run_stage(
         paths, attempt, lambda paths, namespace: Cluster(url, paths.token, namespace)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy
+import pytest
+from qiskit import QuantumCircuit, qpy
+from qiskit.circuit import ClassicalRegister, Clbit, QuantumRegister, library
+from qiskit.circuit.classical import expr, types
+from qiskit.circuit.library import (
+    Initialize,
+    MCMTGate,
+    PauliEvolutionGate,
+    PauliGate,
+    PermutationGate,
+    QFTGate,
+    UCRZGate,
+    UnitaryGate,
+)
+from qiskit.quantum_info import Clifford, SparsePauliOp
 
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.qiskitjob import QiskitJobSpec
@@ -39,6 +57,63 @@ qc.h(0)
 qc.cx(0, 1)
 qc.measure([0, 1], [0, 1])
 """
+
+
+def qpy_of(*circuits: QuantumCircuit) -> bytes:
+    """Circuits in QPY form."""
+    buffer = io.BytesIO()
+    qpy.dump(list(circuits), buffer)
+    return buffer.getvalue()
+
+
+def bell() -> QuantumCircuit:
+    """As BELL."""
+    circuit = QuantumCircuit(2, 2)
+    circuit.h(0)
+    circuit.cx(0, 1)
+    circuit.measure([0, 1], [0, 1])
+    return circuit
+
+
+def everything() -> QuantumCircuit:
+    """A circuit with one of everything that a user may write."""
+    circuit = QuantumCircuit(QuantumRegister(4, "q"), ClassicalRegister(2, "c"), name="rich")
+    circuit.add_bits([Clbit(), Clbit()])
+    circuit.append(UnitaryGate(numpy.eye(4)), [0, 1])
+    circuit.append(Initialize([1, 0]), [0])
+    circuit.append(PauliEvolutionGate(SparsePauliOp(["XX", "ZZ"]), time=0.3), [0, 1])
+    circuit.append(QFTGate(3), [0, 1, 2])
+    circuit.append(UCRZGate([0.1, 0.2]), [0, 1])
+    circuit.append(PauliGate("XYZ"), [0, 1, 2])
+    circuit.append(PermutationGate([1, 0, 2]), [0, 1, 2])
+    circuit.append(Clifford(bell().remove_final_measurements(inplace=False)), [0, 1])
+    circuit.append(library.HGate(label="mine").control(2, ctrl_state=1), [0, 1, 2])
+    circuit.append(MCMTGate(library.XGate(), 2, 2), [0, 1, 2, 3])
+    circuit.append(library.XGate().control(1, annotated=True), [0, 1])
+    circuit.append(library.quantum_volume(3, seed=1).to_gate(), [0, 1, 2])
+    circuit.mcx([0, 1, 2], 3)
+    circuit.barrier()
+    circuit.delay(100, 0)
+    circuit.reset(0)
+    circuit.measure(0, 0)
+    x = circuit.add_var("x", expr.lift(7, types.Uint(8)))
+    with circuit.if_test(expr.less(x, 9)) as otherwise:
+        circuit.x(1)
+    with otherwise:
+        circuit.y(1)
+    with circuit.while_loop((circuit.clbits[0], 1)):
+        circuit.measure(0, 0)
+    with circuit.for_loop(range(3)) as i:
+        circuit.rx(i * 0.1, 0)
+    with circuit.switch(circuit.cregs[0]) as case:
+        with case(0):
+            circuit.z(0)
+        with case(case.DEFAULT):
+            circuit.s(0)
+    with circuit.box():
+        circuit.x(0)
+    circuit.measure([0, 1], [0, 1])
+    return circuit
 
 
 @attrs.frozen
@@ -104,6 +179,13 @@ class Pod:
             {"QUANTUM_TEST_SERVER": server.url, "QUANTUM_ATTEMPT": str(attempt), **environment},
         )
 
+    def leave(self, circuit: QuantumCircuit | bytes, outcome: str | None = "{}") -> None:
+        """What the untrusted stage would leave, without running it."""
+        content = circuit if isinstance(circuit, bytes) else qpy_of(circuit)
+        (self.paths.work / "circuit.qpy").write_bytes(content)
+        if outcome is not None:
+            (self.paths.work / "outcome.json").write_text(outcome)
+
     def outcome(self) -> Outcome:
         return from_wire(json.loads((self.paths.work / "outcome.json").read_text()), Outcome)
 
@@ -122,6 +204,32 @@ class Pod:
             timeout=60,
         )
         return Ran(done.returncode, done.stdout.decode(errors="replace"))
+
+
+def run_together(
+    request: pytest.FixtureRequest,
+    factory: pytest.TempPathFactory,
+    test: str,
+    lay_out: Callable[[Pod, str], object],
+) -> Mapping[str, tuple[Pod, Ran]]:
+    """Run the untrusted stage for all the cases of a test, as many at a time as there are CPUs.
+
+    Args:
+        test: the function whose parameter ``what`` names the cases; those that were selected.
+        lay_out: fills the input folder for a case.
+    """
+    cases = [
+        item.callspec.params["what"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == test
+    ]
+
+    pods = {what: Pod(factory.mktemp("pod")) for what in cases}
+    for what, pod in pods.items():
+        lay_out(pod, what)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        ran = pool.map(Pod.circuit, pods.values())
+        return {what: (pod, each) for (what, pod), each in zip(pods.items(), ran, strict=True)}
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,7 @@ from qiskit import qpy
 
 from qiskit_controller.api.run import Limits, Reason
 
-from .support import BELL, Pod
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Pod:
-    return Pod(tmp_path)
+from .support import BELL, Pod, Ran, run_together
 
 
 def test_a_circuit_is_written_and_what_was_printed_is_kept(pod: Pod) -> None:
@@ -190,11 +186,20 @@ BAD: dict[str, tuple[str, Reason, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def bad(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Pod, Ran]]:
+    test = "test_bad_code_ends_with_a_verdict_that_names_the_place"
+    return run_together(request, tmp_path_factory, test, lambda pod, what: pod.plan(BAD[what][0]))
+
+
 @pytest.mark.parametrize("what", BAD)
-def test_bad_code_ends_with_a_verdict_that_names_the_place(pod: Pod, what: str) -> None:
-    code, reason, part = BAD[what]
-    pod.plan(code)
-    ran = pod.circuit()
+def test_bad_code_ends_with_a_verdict_that_names_the_place(
+    bad: Mapping[str, tuple[Pod, Ran]], what: str
+) -> None:
+    _, reason, part = BAD[what]
+    pod, ran = bad[what]
     outcome = pod.outcome()
     assert ran.code == 0
     assert outcome.reason == reason, outcome.message
@@ -241,14 +246,24 @@ GOOD = {
     "with qc.for_loop(range(2)):\n    qc.measure(0, 0)\n",
     "measured in a part": "from qiskit import QuantumCircuit\npart = QuantumCircuit(1, 1)\n"
     "part.measure(0, 0)\nqc = QuantumCircuit(1, 1)\nqc.append(part.to_instruction(), [0], [0])\n",
+    # Ended so, the pod would count as lost, and the next attempt would be free.
+    "a signal that tells the stage to stop": "import os, time\nos.kill(os.getppid(), 15)\n"
+    "time.sleep(0.3)\n" + BELL,
     "names that are no names": BELL + "globals()[1] = qc\n",
 }
 
 
+@pytest.fixture(scope="module")
+def good(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Pod, Ran]]:
+    test = "test_good_code_leaves_a_circuit"
+    return run_together(request, tmp_path_factory, test, lambda pod, what: pod.plan(GOOD[what]))
+
+
 @pytest.mark.parametrize("what", GOOD)
-def test_good_code_leaves_a_circuit(pod: Pod, what: str) -> None:
-    pod.plan(GOOD[what])
-    ran = pod.circuit()
+def test_good_code_leaves_a_circuit(good: Mapping[str, tuple[Pod, Ran]], what: str) -> None:
+    pod, ran = good[what]
     assert (ran.code, pod.outcome().reason) == (0, None), ran.printed + pod.outcome().message
     assert (pod.paths.work / "circuit.qpy").is_file()
 
@@ -377,10 +392,10 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("name", ["circuit.qpy", "outcome.json"])
-@pytest.mark.parametrize("what", LEFT)
-def test_what_the_code_leaves_in_place_of_the_files(pod: Pod, what: str, name: str) -> None:
-    code = f"import os\ntarget = {str(pod.paths.work / name)!r}\n{LEFT[what]}\n"
+def _leave(pod: Pod, what: str) -> None:
+    code = "import os\n"
+    for name in ("circuit.qpy", "outcome.json"):
+        code += f"target = {str(pod.paths.work / name)!r}\n{LEFT[what]}\n"
     # Say that all is well, and end before anything can be written.
     code += (
         "for fd in range(3, 20):\n"
@@ -391,7 +406,22 @@ def test_what_the_code_leaves_in_place_of_the_files(pod: Pod, what: str, name: s
         "os._exit(0)\n"
     )
     pod.plan(code)
-    assert pod.circuit().code == 0
+
+
+@pytest.fixture(scope="module")
+def left(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Pod, Ran]]:
+    test = "test_what_the_code_leaves_in_place_of_the_files"
+    return run_together(request, tmp_path_factory, test, _leave)
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_the_code_leaves_in_place_of_the_files(
+    left: Mapping[str, tuple[Pod, Ran]], what: str
+) -> None:
+    pod, ran = left[what]
+    assert ran.code == 0, ran.printed
     outcome = pod.outcome()
     assert outcome.reason == Reason.CIRCUIT_INVALID
     assert "left no circuit that can be read" in outcome.message
@@ -409,8 +439,7 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("what", FORGED)
-def test_a_forged_answer(pod: Pod, what: str) -> None:
+def _forge(pod: Pod, what: str) -> None:
     code = (
         "import os\n"
         f"said = {FORGED[what]!r}.encode() + b'\\n'\n"
@@ -422,7 +451,19 @@ def test_a_forged_answer(pod: Pod, what: str) -> None:
         "os._exit(5)\n"
     )
     pod.plan(code)
-    assert pod.circuit().code == 0
+
+
+@pytest.fixture(scope="module")
+def forged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, tuple[Pod, Ran]]:
+    return run_together(request, tmp_path_factory, "test_a_forged_answer", _forge)
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_answer(forged: Mapping[str, tuple[Pod, Ran]], what: str) -> None:
+    pod, ran = forged[what]
+    assert ran.code == 0
     outcome = pod.outcome()
     assert outcome.reason in (Reason.CIRCUIT_EXITED, Reason.NO_CIRCUIT)
     assert outcome.message.replace("\N{REPLACEMENT CHARACTER}", "").isprintable()
