@@ -268,7 +268,7 @@ class Cluster:
             yield inside
         finally:
             self.watched.remove(name)
-            self.kubectl("delete", "namespace", name, "--wait=false")
+            self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
     @property
     def controller(self) -> Controller:
@@ -379,8 +379,21 @@ def quantum_job(name: str, code: str = BELL, **spec: Any) -> Object:
 
 
 def endless_job(name: str) -> Object:
-    """A QiskitJob that stays in the phase Running for longer than any test."""
-    return quantum_job(name, ENDLESS, execution={"shots": ENDLESS_SHOTS})
+    """A QiskitJob that stays in the phase Running for longer than any test.
+
+    It takes one CPU at most, so that there is something left for the others.
+    """
+    return quantum_job(
+        name,
+        ENDLESS,
+        execution={"shots": ENDLESS_SHOTS},
+        resources={"limits": {"cpu": "1"}},
+    )
+
+
+def cancel(kubectl: Kubectl, name: str) -> None:
+    """Cancel a QiskitJob as users do."""
+    kubectl("patch", "qiskitjob", name, "--type=merge", "-p", '{"spec":{"cancel":true}}')
 
 
 def phase(job: Object | None) -> str:

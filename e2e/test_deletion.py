@@ -1,13 +1,19 @@
-"""Deleting a QiskitJob while it runs: nothing of it is left."""
+"""Deleting or cancelling a QiskitJob while it runs: nothing of it is left that should not be."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+
+import attrs
+import pytest
 
 from .harness import (
     OWNED_KINDS,
     Cluster,
     Kubectl,
+    cancel,
     endless_job,
     eventually,
     quantum_job,
@@ -22,11 +28,49 @@ def everything(kubectl: Kubectl) -> set[str]:
     return kubectl.names(wanted)
 
 
-def test_deleting_a_running_job_leaves_nothing_behind(namespace: Kubectl) -> None:
-    # The root certificate comes a moment after the namespace.
-    eventually(lambda: namespace.get("configmap", "kube-root-ca.crt"), "the namespace is complete")
-    before = everything(namespace)
-    namespace.apply(endless_job("endless"))
+@attrs.frozen
+class Running:
+    """Three jobs in a namespace each, started together.
+
+    Attributes:
+        before: all that was in the first one's namespace before the job.
+    """
+
+    deleted: Kubectl
+    before: set[str]
+    cancelled: Kubectl
+    doomed: Kubectl
+
+
+@pytest.fixture(scope="module")
+def running(cluster: Cluster) -> Iterator[Running]:
+    """Jobs that do not end by themselves."""
+    with contextlib.ExitStack() as stack:
+        deleted, cancelled, doomed = (
+            stack.enter_context(cluster.namespace(each))
+            for each in ("deleted", "cancelled", "doomed")
+        )
+        # The root certificate comes a moment after the namespace.
+        eventually(
+            lambda: deleted.get("configmap", "kube-root-ca.crt"), "the namespace is complete"
+        )
+        before = everything(deleted)
+        deleted.apply(endless_job("endless"))
+        cancelled.apply(endless_job("endless"))
+        doomed.apply(quantum_job("asleep", "import time\ntime.sleep(3600)\n"))
+        yield Running(deleted, before, cancelled, doomed)
+
+
+def test_a_namespace_with_a_running_job_can_be_deleted(running: Running) -> None:
+    """Nothing can be created in it any more; the finalizer goes all the same."""
+    wait_phase(running.doomed, "asleep", "Validating")
+    begun = time.monotonic()
+    running.doomed("delete", "namespace", running.doomed.namespace, "--timeout=120s")
+    print(f"the namespace was gone after {time.monotonic() - begun:.1f} s")
+
+
+def test_deleting_a_running_job_leaves_nothing_behind(running: Running) -> None:
+    namespace, before = running.deleted, running.before
     wait_phase(namespace, "endless", "Running")
     there = namespace.names(OWNED_KINDS) - before
     print("while it runs:", *sorted(there))
@@ -50,24 +94,11 @@ def test_deleting_a_running_job_leaves_nothing_behind(namespace: Kubectl) -> Non
     print("afterwards:", *sorted(everything(namespace)))
 
 
-def test_cancelling_a_running_job_ends_its_pod_and_keeps_the_record(namespace: Kubectl) -> None:
-    namespace.apply(endless_job("endless"))
+def test_cancelling_a_running_job_ends_its_pod_and_keeps_the_record(running: Running) -> None:
+    namespace = running.cancelled
     wait_phase(namespace, "endless", "Running")
-    namespace(*("patch", "qiskitjob", "endless", "--type=merge", "-p", '{"spec":{"cancel":true}}'))
+    cancel(namespace, "endless")
     job = wait_phase(namespace, "endless", "Cancelled")
     assert job["status"]["completionTime"]
     eventually(lambda: namespace.names("pods") == set(), "the pod is gone", seconds=60)
     assert namespace.get("serviceaccount", "qiskit-job-endless") is None
-
-
-def test_a_namespace_with_a_running_job_can_be_deleted(cluster: Cluster) -> None:
-    """Nothing can be created in it any more; the finalizer goes all the same."""
-    with cluster.namespace("short-lived") as namespace:
-        namespace.apply(quantum_job("asleep", "import time\ntime.sleep(3600)\n"))
-        wait_phase(namespace, "asleep", "Validating")
-        begun = time.monotonic()
-    eventually(
-        lambda: cluster.kubectl.get("namespace", namespace.namespace) is None,
-        "the namespace is gone",
-    )
-    print(f"the namespace was gone after {time.monotonic() - begun:.1f} s")

@@ -43,6 +43,9 @@ from .harness import (
     wait_phase,
 )
 
+# Takes long; `./hack/test extended` runs it.
+pytestmark = pytest.mark.extended
+
 # Many at a time on two cores: what they reserve is next to nothing.
 LIGHT: Object = {"requests": {"cpu": "10m", "memory": "64Mi"}}
 # Executes for some ten seconds, and ends.

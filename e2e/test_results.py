@@ -38,6 +38,9 @@ from .harness import (
     wait_phase,
 )
 
+# Takes long; `./hack/test extended` runs it.
+pytestmark = pytest.mark.extended
+
 STORES = ("configmap", "pvc", "s3", "gcs")
 FORMATS = ("json", "csv", "qpy", "pickle")
 BUCKETS = ("s3", "gcs")

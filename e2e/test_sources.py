@@ -33,6 +33,9 @@ from .harness import (
     wait_phase,
 )
 
+# Takes long; `./hack/test extended` runs it.
+pytestmark = pytest.mark.extended
+
 # The node as pods see it; the deployment under test allows it as a source.
 GATEWAY = "10.88.0.1"
 FILES = files()

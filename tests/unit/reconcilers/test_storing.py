@@ -33,7 +33,7 @@ from qiskit_controller.reconcilers.qiskitjob.decision import (
     refuse,
 )
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
-from qiskit_controller.reconcilers.qiskitjob.observed import Observed, kept_progress
+from qiskit_controller.reconcilers.qiskitjob.observed import Observed, Terminated, kept_progress
 
 from .kubelet import METRICS
 from .support import (
@@ -72,7 +72,8 @@ AT_WORK = pod(executor_started=NOW - seconds(40))
 
 def failed(reason: Reason, attempt_: int = 1) -> Any:
     report = attrs.evolve(RAN, attempt=attempt_, reason=reason, message="that is why")
-    return pod(executor_started=NOW - seconds(40), report=report)
+    ended = Terminated(1, "Error", "", NOW - seconds(1))
+    return pod(executor_started=NOW - seconds(40), executor_ended=ended, report=report)
 
 
 def storing(attempts: int = 2, pod_: Any = None, **changes: Any) -> Observed:

@@ -27,8 +27,8 @@ def restored() -> Iterator[None]:
     structlog.contextvars.clear_contextvars()
 
 
-@pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+def configured(capsys: pytest.CaptureFixture[str]) -> Lines:
+    """JSON logs, and what reads them."""
     logs.configure("INFO", "json")
     return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
@@ -40,7 +40,8 @@ def failing(level: int = 0) -> None:
     raise RuntimeError("it broke")
 
 
-def test_a_line_is_one_json_object(lines: Lines) -> None:
+def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
     structlog.get_logger("ours").info("phase", phase="Running", message="a\nb")
     (line,) = lines()
     assert line["event"] == "phase"
@@ -50,7 +51,8 @@ def test_a_line_is_one_json_object(lines: Lines) -> None:
     assert line["timestamp"].endswith("Z")
 
 
-def test_what_is_bound_is_on_every_line(lines: Lines) -> None:
+def test_what_is_bound_is_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
     structlog.contextvars.bind_contextvars(job="ns/bell", uid="u")
     structlog.get_logger("ours").info("one")
     logging.getLogger("theirs").warning("two %s", "things")
@@ -60,7 +62,8 @@ def test_what_is_bound_is_on_every_line(lines: Lines) -> None:
     assert second["logger"] == "theirs"
 
 
-def test_the_level_is_obeyed(lines: Lines) -> None:
+def test_the_level_is_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
     structlog.get_logger("ours").debug("unseen")
     logging.getLogger("theirs").debug("unseen")
     # It prints bodies of Secrets at these levels.
@@ -84,7 +87,10 @@ def test_the_level_is_obeyed(lines: Lines) -> None:
         {"token": {"value": SECRET}},
     ],
 )
-def test_what_speaks_of_secrets_is_not_shown(lines: Lines, fields: dict[str, Any]) -> None:
+def test_what_speaks_of_secrets_is_not_shown(
+    capsys: pytest.CaptureFixture[str], fields: dict[str, Any]
+) -> None:
+    lines = configured(capsys)
     structlog.get_logger("ours").info("request", plain="seen", **fields)
     (line,) = lines()
     assert SECRET not in json.dumps(line)
@@ -92,7 +98,8 @@ def test_what_speaks_of_secrets_is_not_shown(lines: Lines, fields: dict[str, Any
     assert line["plain"] == "seen"
 
 
-def test_redaction_does_not_change_what_was_given(lines: Lines) -> None:
+def test_redaction_does_not_change_what_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
     headers = {"authorization": SECRET, "accept": "json"}
     structlog.get_logger("ours").info("request", headers=headers)
     assert headers == {"authorization": SECRET, "accept": "json"}
