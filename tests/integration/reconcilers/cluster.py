@@ -354,7 +354,9 @@ class Cluster:
             found = await self.client.list(resource, self.namespace)
             for each in found["items"]:
                 if names.belongs_to(each, uid):
-                    await self._delete(resource, each["metadata"]["name"], "Foreground")
+                    # So that a Job's pods go as well, by _end_job.
+                    how = "Foreground" if resource is JOBS else "Background"
+                    await self._delete(resource, each["metadata"]["name"], how)
 
     async def _delete(self, resource: Resource, name: str, propagation: Any = "Background") -> None:
         grace = 0 if resource is PODS else None

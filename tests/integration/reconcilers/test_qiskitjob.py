@@ -220,7 +220,7 @@ async def test_a_spec_that_the_schema_lets_through(
 
 
 async def test_code_that_does_not_fit_into_a_config_map(cluster: Cluster, watcher: Watcher) -> None:
-    code = "#" + "ä" * 524_280
+    code = "#" + "€" * 350_000
     await create(cluster, qiskitjob(circuit={"source": "inline", "code": code}))
     failed = await watcher.finished("bell")
     assert conditions(failed)["Failed"]["reason"] == "InvalidSpec"
