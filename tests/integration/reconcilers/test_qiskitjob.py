@@ -46,7 +46,8 @@ from .cluster import missing as is_missing
 ALL_PHASES = ["Pending", "Validating", "Scheduling", "Running", "Completed"]
 QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 
-pytestmark = pytest.mark.usefixtures("replica")
+# Takes long; `./hack/test extended` runs it.
+pytestmark = [pytest.mark.usefixtures("replica"), pytest.mark.extended]
 
 
 async def create(cluster: Cluster, job: Object) -> Object:
