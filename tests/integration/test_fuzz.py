@@ -53,7 +53,7 @@ pytestmark = pytest.mark.extended
 SPECS = int(os.environ.get("QISKIT_FUZZ_SPECS", "2048"))
 SEED = int(os.environ.get("QISKIT_FUZZ_SEED", "20200131"))
 AT_ONCE = 16
-# It takes a minute or two where there is nothing else to do for the machine.
+# For each step, on a machine that may be busy with other things.
 PATIENCE = 900.0
 NAMESPACE = "fuzz"
 CRDS = Resource(

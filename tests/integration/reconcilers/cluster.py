@@ -396,12 +396,12 @@ class FaultyClient:
     async def _write(self, verb: str, *args: Any, **kwargs: Any) -> Object:
         if self.crashed.is_set():
             await asyncio.Event().wait()
-        self.writes += 1
-        here = self.writes == self._at
+        # One that is refused changes nothing, and is no place of its own to crash at.
         result: Object = await getattr(self._client, verb)(*args, **kwargs)
-        if here and self._lose_answer:
-            raise ConnectionFailed("the answer was lost")
-        if here:
+        self.writes += 1
+        if self.writes == self._at:
+            if self._lose_answer:
+                raise ConnectionFailed("the answer was lost")
             self.crashed.set()
             await asyncio.Event().wait()
         return result
