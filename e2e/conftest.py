@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Nothing may hang, and slow tests are for those who ask for them."""
     for item in items:
-        item.add_marker(pytest.mark.timeout(600))
+        # The first test waits for the cluster and its images, which may have to be built.
+        item.add_marker(pytest.mark.timeout(600, func_only=True))
         if item.get_closest_marker("slow") and not SLOW:
             item.add_marker(pytest.mark.skip(reason="slow; set QISKIT_E2E_SLOW=1"))
 
