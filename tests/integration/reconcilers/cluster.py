@@ -53,8 +53,8 @@ Object = dict[str, Any]
 Story = Callable[["Pod"], Awaitable[None]]
 
 OWNED: tuple[Resource, ...] = (JOBS, CONFIGMAPS, SERVICE_ACCOUNTS, ROLES, ROLEBINDINGS)
-# Where there is nothing else to do for the machine, no wait takes a second.
-PATIENCE = 60.0
+# Seconds. Where there is nothing else to do for the machine, no wait takes one.
+PATIENCE = 150.0
 
 
 def now() -> datetime:
