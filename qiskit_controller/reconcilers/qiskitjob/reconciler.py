@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -695,6 +696,10 @@ class _Judgement:
         return self.spec is not None and not self.problems and not self.unsupported
 
 
+# To look for it reads the metadata of every installed package, 5 ms and more each time.
+_driver = functools.cache(controller_driver)
+
+
 def _judge(name: str, wire: Object) -> _Judgement:
     try:
         return _judge_spec(name, from_wire(wire, QiskitJobSpec, "spec"))
@@ -713,7 +718,7 @@ def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
             "own; choose another name"
         )
     try:
-        driver = controller_driver(spec.backend.type)
+        driver = _driver(spec.backend.type)
     except NoDriver as error:
         return _Judgement(spec, problems, f"spec.backend.type: {error}")
     return _Judgement(
