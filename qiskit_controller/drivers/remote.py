@@ -1,0 +1,142 @@
+"""What a driver gives to run circuits at a provider: a service elsewhere, with a queue and a bill.
+
+A provider's job outlives the pod that submitted it, so the executor's loop over these calls
+(:mod:`qiskit_controller.runner.remote`) has to find it again after any crash. Each submission
+has a :class:`Ticket`, which the provider keeps with the job (job tags at IBM, the client token
+and tags at Braket). One ticket is one paid run, whoever presents it and how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from qiskit_controller.api.run import Plan
+from qiskit_controller.drivers import RunResult
+
+if TYPE_CHECKING:
+    from qiskit import QuantumCircuit
+
+
+class JobState(StrEnum):
+    """What a provider's job is doing."""
+
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    DONE = "Done"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not change any more."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@attrs.frozen
+class Ticket:
+    """Which submission of which QiskitJob a provider's job belongs to.
+
+    The number goes up only after the provider's job before it has ended without a result and
+    the failure is worth another one; a pod that is lost presents the same ticket again.
+
+    Attributes:
+        uid: the QiskitJob's UID.
+        number: which submission of that QiskitJob, from 1.
+    """
+
+    uid: str
+    number: int
+
+    def __str__(self) -> str:
+        """At most 64 characters, as a Braket client token may have."""
+        return f"{self.uid}-{self.number}"
+
+
+@attrs.frozen(kw_only=True)
+class RemoteJob:
+    """A provider's job as it was last seen.
+
+    Attributes:
+        id: the provider's own name for it.
+        backend: the device.
+        detail: the provider's own word for the state, or why it ended.
+        queue_position: jobs before it, where the provider tells; 0 is the next.
+        estimated_start: when it may begin, with a time zone, where the provider tells.
+        transient: of one that failed, whether another submission may succeed.
+    """
+
+    id: str
+    state: JobState
+    backend: str
+    detail: str = ""
+    queue_position: int | None = None
+    estimated_start: datetime | None = None
+    transient: bool = False
+
+
+class Unavailable(Exception):
+    """The provider did not answer, or not now: to be asked again.
+
+    Attributes:
+        retry_after: how long it asked to be left alone, when it did.
+    """
+
+    def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+
+
+class Provider(Protocol):
+    """One account at a provider.
+
+    Every call may raise :class:`Unavailable`, after which the same call may be made again, and
+    :class:`~qiskit_controller.drivers.RunFailed` for what no repetition mends (credentials that
+    are refused, a device that does not exist). Calls return within about a minute.
+    """
+
+    def prepare(self, circuit: QuantumCircuit, backend: str, plan: Plan) -> QuantumCircuit:
+        """The circuit as the device takes it: transpiled at the requested level."""
+
+    def find(self, ticket: Ticket) -> Sequence[RemoteJob]:
+        """The provider's jobs that carry this ticket, oldest first; there should be one or none.
+
+        Where the provider itself makes a ticket unique, an empty answer is allowed always:
+        to submit again is then to find.
+        """
+
+    def submit(
+        self, circuit: QuantumCircuit, backend: str, plan: Plan, ticket: Ticket
+    ) -> RemoteJob:
+        """Submit what :meth:`prepare` returned."""
+
+    def look(self, job_id: str) -> RemoteJob:
+        """The job now."""
+
+    def result(self, job_id: str, circuit: QuantumCircuit, plan: Plan) -> RunResult:
+        """What came of a job that is DONE; `circuit` is what was prepared."""
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel; of a job that is over already, nothing."""
+
+
+class RemoteDriver(Protocol):
+    """The runner half of a driver whose circuits run at a provider."""
+
+    def connect(self, plan: Plan, credentials: Path) -> Provider:
+        """Log in.
+
+        Args:
+            credentials: the folder with the keys of ``spec.credentials.secretRef``; it may be
+                empty or not exist.
+
+        Raises:
+            RunFailed: the credentials are missing or refused.
+            Unavailable: the provider does not answer.
+        """
