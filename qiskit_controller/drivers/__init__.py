@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import attrs
 
@@ -45,6 +45,10 @@ class ControllerDriver(Protocol):
         """What one run costs, in US dollars."""
 
 
+# What providers bill: a task as such, each shot, each second of the device.
+BillingUnit = Literal["task", "shot", "second"]
+
+
 @attrs.frozen(kw_only=True)
 class RunResult:
     """What a backend gave back.
@@ -58,6 +62,8 @@ class RunResult:
         execution_time: seconds of executing.
         circuit: the circuit that was executed, after transpilation.
         seed: the seed that was used, where there was one.
+        usage: how much of each unit is billed for it; empty for what is free.
+        queued: when the provider took it into its queue, where there is one.
     """
 
     counts: Mapping[str, int]
@@ -67,6 +73,8 @@ class RunResult:
     circuit: QuantumCircuit
     memory: Sequence[str] | None = None
     seed: int | None = None
+    usage: Mapping[BillingUnit, Decimal] = attrs.field(factory=dict)
+    queued: datetime | None = None
 
 
 class RunFailed(Exception):

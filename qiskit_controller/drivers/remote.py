@@ -8,8 +8,9 @@ and tags at Braket). One ticket is one paid run, whoever presents it and how oft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from qiskit_controller.api.run import Plan
-from qiskit_controller.drivers import RunResult
+from qiskit_controller.drivers import BillingUnit, RunResult
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -80,6 +81,40 @@ class RemoteJob:
     transient: bool = False
 
 
+@attrs.frozen(kw_only=True)
+class Device:
+    """What a provider tells of one of its devices; None for what it does not tell.
+
+    Attributes:
+        name: as ``spec.backend.name`` takes it.
+        operational: whether it takes jobs and runs them.
+        detail: the provider's own word for its state, or why it is not operational.
+        basis_gates: as the provider names them.
+        dynamic: whether it measures in mid-circuit and acts on the outcome.
+        pending_jobs: in its queue.
+        queue_time: expected wait.
+        single_qubit_error, two_qubit_error, readout_error: medians, 0 to 1.
+        shot_time: how long one shot takes at least, beside the circuit itself: the
+            repetition delay.
+        prices: US dollars for each unit, where the provider tells.
+    """
+
+    name: str
+    simulator: bool
+    operational: bool
+    detail: str = ""
+    qubits: int | None = None
+    basis_gates: tuple[str, ...] = ()
+    dynamic: bool | None = None
+    pending_jobs: int | None = None
+    queue_time: timedelta | None = None
+    single_qubit_error: float | None = None
+    two_qubit_error: float | None = None
+    readout_error: float | None = None
+    shot_time: timedelta | None = None
+    prices: Mapping[BillingUnit, Decimal] = attrs.field(factory=dict)
+
+
 class Unavailable(Exception):
     """The provider did not answer, or not now: to be asked again.
 
@@ -100,6 +135,9 @@ class Provider(Protocol):
     :class:`~qiskit_controller.drivers.RunFailed` for what no repetition mends (credentials that
     are refused, a device that does not exist). Calls return within about a minute.
     """
+
+    def devices(self, name: str | None = None) -> Sequence[Device]:
+        """The devices that the account can use, by name; with `name`, that one or none."""
 
     def prepare(self, circuit: QuantumCircuit, backend: str, plan: Plan) -> QuantumCircuit:
         """The circuit as the device takes it: transpiled at the requested level."""
