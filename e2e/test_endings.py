@@ -345,7 +345,9 @@ def test_timeout_while_running(submitted: Submitted) -> None:
     found = submitted.kubectl.one("qiskitjob", "too-slow")
     ran = seconds_between(found["status"]["runningTime"], found["status"]["completionTime"])
     assert ran >= 4
-    eventually(lambda: pod_of(submitted.kubectl, "too-slow") is None, "its pod is gone")
+    told = submitted.kubectl("logs", "job/qiskit-job-too-slow")
+    assert "Executing  on aer_simulator" in told
+    assert "Failed     Timeout: execution took longer than" in told
 
 
 def test_timeout_while_validating_with_a_parent_that_was_to_be_stopped(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Literal
@@ -28,6 +29,7 @@ import attrs
 from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.fields import field
 from qiskit_controller.api.qiskitjob import CircuitMetrics, QiskitJobSpec
+from qiskit_controller.api.quantities import format_duration
 
 # Where things are inside the pod.
 INPUT_DIR = PurePosixPath("/quantum/input")  # ConfigMap: plan.json and the code; all stages
@@ -268,6 +270,11 @@ class Report:
     )
     outcomes: int = field("Number of distinct outcomes.", default=0)
     stored: StoredResult | None = field("What was written.", default=None)
+
+
+def timeout_message(timeout: timedelta) -> str:
+    """What a job is told that executed for too long, by its executor or for it."""
+    return f"execution took longer than spec.execution.timeout ({format_duration(timeout)})"
 
 
 def encode_report(report: Report, limit: int = MAX_REPORT_BYTES) -> str:

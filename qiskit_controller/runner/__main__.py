@@ -42,20 +42,20 @@ def main(arguments: list[str] | None = None) -> int:
 
         circuit_stage.run_stage(read_plan(paths), paths)
         return 0
-    from qiskit_controller.runner.supervisor import supervise
+    from qiskit_controller.runner.supervisor import Timer, supervise
 
     attempt = int(os.environ.get(ATTEMPT_ENV, "1"))
 
     kept_by = os.environ.get(STORE_ENV)
 
-    def work() -> int:
+    def work(timer: Timer) -> int:
         if kept_by is not None:
             from qiskit_controller.runner import store_stage
 
             return store_stage.run_stage(paths, attempt, int(kept_by))
         from qiskit_controller.runner import executor
 
-        return executor.run_stage(paths, attempt)
+        return executor.run_stage(paths, attempt, timer)
 
     return supervise(work, paths.termination_log, attempt)
 

@@ -22,6 +22,7 @@ import attrs
 
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
 from qiskit_controller.api.qiskitjob import CircuitMetrics
+from qiskit_controller.api.quantities import parse_duration
 from qiskit_controller.api.run import (
     CIRCUIT_FILE,
     OUTCOME_FILE,
@@ -33,6 +34,7 @@ from qiskit_controller.api.run import (
     Stage,
     encode_report,
     progress_key,
+    timeout_message,
 )
 from qiskit_controller.drivers import NoDriver, RunFailed, RunResult, runner_driver
 from qiskit_controller.runner import rules, story
@@ -46,6 +48,7 @@ from qiskit_controller.runner.pod import Paths
 from qiskit_controller.runner.results import document
 from qiskit_controller.runner.stores import StoreFailed, open_store
 from qiskit_controller.runner.storing import Storing
+from qiskit_controller.runner.supervisor import Timer
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -58,17 +61,20 @@ PROGRESS_SECONDS = 10.0
 ClusterOf = Callable[[Paths, str], Cluster]
 
 
-def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf = Cluster.of_pod) -> int:
+def run_stage(
+    paths: Paths, attempt: int, timer: Timer, cluster_of: ClusterOf = Cluster.of_pod
+) -> int:
     """Run the stage.
 
     Args:
+        timer: ends this process when executing takes longer than it may.
         cluster_of: makes the client, of the paths and the namespace; a test has its own.
 
     Returns:
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
-    execution = _Execution(paths, attempt, cluster_of)
+    execution = _Execution(paths, attempt, timer, cluster_of)
     report = execution.run()
     story.show_end(report, time.monotonic() - begun)
     paths.termination_log.write_text(encode_report(report))
@@ -81,6 +87,7 @@ class _Execution:
 
     paths: Paths
     attempt: int
+    timer: Timer
     cluster_of: ClusterOf
     report: Report = attrs.field(
         default=attrs.Factory(lambda self: Report(attempt=self.attempt), takes_self=True)
@@ -136,15 +143,22 @@ class _Execution:
         def executing(backend: str) -> None:
             self.report = attrs.evolve(self.report, backend=backend)
             story.say(f"Executing  on {backend}")
+            self._bound(plan)
             self._progress(cluster, plan, "Executing", metrics, backend)
 
         result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
+        self.timer.stop()
         self._ran(result)
         made = document(plan, code, self.attempt, metrics, result)
         formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
         stored = storing.keep_and_put(formatted, counts_json(made), self.report, metrics)
         story.show_stored(stored)
         self.report = attrs.evolve(self.report, stored=stored)
+
+    def _bound(self, plan: Plan) -> None:
+        timeout = parse_duration(plan.spec.execution.timeout)
+        late = attrs.evolve(self.report, reason=Reason.TIMEOUT, message=timeout_message(timeout))
+        self.timer.start(timeout.total_seconds(), late)
 
     def _load(self, plan: Plan) -> tuple[QuantumCircuit, CircuitMetrics]:
         try:

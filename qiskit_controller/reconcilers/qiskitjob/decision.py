@@ -37,7 +37,14 @@ from qiskit_controller.api.quantities import (
     parse_duration,
     parse_time,
 )
-from qiskit_controller.api.run import Limits, Progress, Reason, Report, Retry
+from qiskit_controller.api.run import (
+    Limits,
+    Progress,
+    Reason,
+    Report,
+    Retry,
+    timeout_message,
+)
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
     PodView,
@@ -59,6 +66,8 @@ POD_PATIENCE = timedelta(seconds=5)
 CIRCUIT_GRACE = timedelta(seconds=60)
 # Above what the stage that fetches enforces itself, for a node that got stuck.
 SOURCE_GRACE = timedelta(seconds=60)
+# Above what the executor enforces itself, which leaves its log to be read; a node may be stuck.
+TIMEOUT_GRACE = timedelta(seconds=10)
 # An attempt that stores for longer is ended; the executor itself gives up long before.
 STORING_PATIENCE = timedelta(minutes=30)
 # Like the Job controller's own: 10 s, doubled for each failure, six minutes at most.
@@ -558,8 +567,8 @@ def _deadline(seen: Observed) -> tuple[datetime, Reason, str] | None:
     ran = _executed(seen)
     if ran is None:
         timeout = parse_duration(seen.spec.execution.timeout)
-        text = f"execution took longer than spec.execution.timeout ({format_duration(timeout)})"
-        return parse_time(status.running_time) + timeout, Reason.TIMEOUT, text
+        end = parse_time(status.running_time) + timeout + TIMEOUT_GRACE
+        return end, Reason.TIMEOUT, timeout_message(timeout)
     current, shown = status.attempts[-1], find(status.conditions, "ResultsStored")
     since = current.start_time if current.number != ran.attempt else None
     since = since or (shown.last_transition_time if shown else None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qiskit_controller.runner.__main__ import _set_threads
 from qiskit_controller.runner.pod import Paths
-from qiskit_controller.runner.supervisor import supervise
+from qiskit_controller.runner.supervisor import Timer, supervise
 
 
 def main() -> int:
@@ -27,10 +27,10 @@ def main() -> int:
         circuit_stage.run_stage(read_plan(paths), paths, memory_limit=int(limit) if limit else None)
         return 0
     attempt = int(os.environ["QUANTUM_ATTEMPT"])
-    return supervise(lambda: _execute(paths, attempt), paths.termination_log, attempt)
+    return supervise(lambda timer: _execute(paths, attempt, timer), paths.termination_log, attempt)
 
 
-def _execute(paths: Paths, attempt: int) -> int:
+def _execute(paths: Paths, attempt: int, timer: Timer) -> int:
     from qiskit_controller.runner import executor, keeping, storing
     from qiskit_controller.runner.cluster import Cluster
     from qiskit_controller.runner.stores import configmap
@@ -41,7 +41,7 @@ def _execute(paths: Paths, attempt: int) -> int:
     keeping.KEEP_SECONDS = executor.PROGRESS_SECONDS = 5.0
     url = os.environ["QUANTUM_TEST_SERVER"]
     return executor.run_stage(
-        paths, attempt, lambda paths, namespace: Cluster(url, paths.token, namespace)
+        paths, attempt, timer, lambda paths, namespace: Cluster(url, paths.token, namespace)
     )
 
 

@@ -44,6 +44,7 @@ from qiskit_controller.api.run import (
     Report,
 )
 from qiskit_controller.runner.pod import Paths
+from qiskit_controller.runner.supervisor import Timer
 
 REPOSITORY = Path(__file__).parents[3]
 UID = "0f6b0a5c-7c2f-4f0e-9d7c-1f6f0a5c7c2f"
@@ -204,6 +205,11 @@ class Pod:
             timeout=60,
         )
         return Ran(done.returncode, done.stdout.decode(errors="replace"))
+
+
+def no_timer() -> Timer:
+    """For a stage that runs in the test's own process, where nothing is to be ended."""
+    return Timer(io.StringIO())
 
 
 def run_together(

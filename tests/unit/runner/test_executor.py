@@ -26,7 +26,19 @@ from qiskit_controller.runner import executor, keeping, storing
 from qiskit_controller.runner.cluster import Cluster
 from qiskit_controller.runner.stores import configmap
 
-from .support import BELL, OUTPUT, RECORD, REPOSITORY, UID, ApiServer, Pod, Request, bell, qpy_of
+from .support import (
+    BELL,
+    OUTPUT,
+    RECORD,
+    REPOSITORY,
+    UID,
+    ApiServer,
+    Pod,
+    Request,
+    bell,
+    no_timer,
+    qpy_of,
+)
 
 Run = Callable[..., Report]
 
@@ -45,7 +57,7 @@ def run(pod: Pod, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Run:
         (pod.paths.token / "token").write_text(server.token)
         (pod.paths.token / "ca.crt").touch()
         code = executor.run_stage(
-            pod.paths, attempt, lambda paths, ns: Cluster(server.url, paths.token, ns)
+            pod.paths, attempt, no_timer(), lambda paths, ns: Cluster(server.url, paths.token, ns)
         )
         report = pod.report()
         assert code == (0 if report.reason is None else 1)
@@ -445,8 +457,10 @@ def _supervise(pod: Pod, work: str) -> subprocess.Popen[bytes]:
     """A supervisor with other work."""
     code = (
         "import ctypes, os, pathlib, signal, sys, time\n"
+        "from qiskit_controller.api.run import Report, Reason\n"
         "from qiskit_controller.runner.supervisor import supervise\n"
-        f"def work():\n    {work}\n"
+        "late = Report(attempt=3, reason=Reason.TIMEOUT, message='too late')\n"
+        f"def work(timer):\n    {work}\n"
         "sys.exit(supervise(work, pathlib.Path(sys.argv[1]), 3))\n"
     )
     pod.paths.termination_log.parent.mkdir(parents=True, exist_ok=True)
@@ -488,6 +502,45 @@ def test_work_that_crashes_is_reported(pod: Pod) -> None:
 def test_the_exit_code_is_that_of_the_work(pod: Pod, code: int) -> None:
     with _supervise(pod, f"return {code}") as process:
         assert process.wait(timeout=10) == code
+
+
+def test_work_that_takes_too_long_is_ended_and_reported(pod: Pod) -> None:
+    # Native code that does not let go of the interpreter, as a simulator's.
+    work = "timer.start(0.3, late); ctypes.PyDLL(None).sleep(60)"
+    begun = time.monotonic()
+    with _supervise(pod, work) as process:
+        assert process.stdout is not None
+        assert process.stdout.read().decode() == "Failed     Timeout: too late\n"
+        assert process.wait(timeout=10) == 1
+    assert 0.3 <= time.monotonic() - begun < 30
+    report = pod.report()
+    assert (report.attempt, report.reason, report.message) == (3, Reason.TIMEOUT, "too late")
+
+
+def test_work_that_stopped_its_timer_may_take_its_time(pod: Pod) -> None:
+    work = "timer.start(0.2, late); timer.stop(); time.sleep(0.6); return 0"
+    with _supervise(pod, work) as process:
+        assert process.wait(timeout=10) == 0
+    assert pod.paths.termination_log.read_text() == ""
+
+
+def test_execution_that_takes_longer_than_the_timeout(pod: Pod, server: ApiServer) -> None:
+    endless = (
+        "from qiskit import QuantumCircuit\n"
+        "qc = QuantumCircuit(20)\n"
+        "for n in range(4000):\n    qc.rx(0.1, n % 20); qc.cx(n % 20, (n + 1) % 20)\n"
+        "qc.measure_all()\n"
+    )
+    pod.plan(endless, spec={"execution": {"timeout": "1s", "shots": 1_000_000}})
+    assert pod.circuit().code == 0
+    ran = pod.executor(server, attempt=1)
+    assert ran.code == 1
+    report = pod.report()
+    assert report.reason == Reason.TIMEOUT
+    assert report.message == "execution took longer than spec.execution.timeout (1s)"
+    assert report.circuit_metrics is not None
+    assert report.backend == "aer_simulator"
+    assert "Failed     Timeout: execution took longer" in ran.printed
 
 
 def test_limits_hold_for_the_circuit(pod: Pod, run: Run) -> None:

@@ -24,7 +24,7 @@ from qiskit_controller.runner.cluster import Cluster
 from qiskit_controller.runner.stores import configmap
 
 from .store_support import plan_for
-from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, Request, bell
+from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, Request, bell, no_timer
 
 Stage = Callable[..., Report]
 
@@ -71,7 +71,7 @@ def run(pod: Pod, server: ApiServer) -> Stage:
             return Cluster(server.url, paths.token, namespace)
 
         if kept_by is None:
-            executor.run_stage(pod.paths, attempt, cluster_of)
+            executor.run_stage(pod.paths, attempt, no_timer(), cluster_of)
         else:
             store_stage.run_stage(pod.paths, attempt, kept_by, cluster_of)
         return pod.report()
