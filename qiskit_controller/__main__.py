@@ -54,6 +54,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "between them; by default none",
         _networks,
     )
+    option(
+        "source-deny-cidr",
+        "",
+        "networks that sources may not be fetched from, whatever else is allowed, such as those "
+        "of pods and Services where these have public addresses",
+        _networks,
+    )
+    option(
+        "runner-pull-secrets",
+        "",
+        "names of Secrets for pulling the runner's image, with commas between them; they have to "
+        "be in each namespace that has QiskitJobs",
+        _names,
+    )
     option("workers", 8, "reconciles at a time", int)
     option("health-port", 8081, "port of /healthz and /readyz", int)
     option("metrics-port", 8080, "port of /metrics", int)
@@ -81,12 +95,14 @@ def main() -> int:
         settings=Settings(
             runner_image=given.runner_image,
             pull_policy=given.runner_pull_policy,
+            pull_secrets=given.runner_pull_secrets,
             bounds=Limits(
                 circuit_seconds=given.circuit_timeout,
                 source_seconds=given.source_timeout,
                 source_bytes=given.source_max_bytes,
                 git_bytes=given.git_max_bytes,
                 source_allow_cidr=given.source_allow_cidr,
+                source_deny_cidr=given.source_deny_cidr,
             ),
         ),
     )
@@ -98,14 +114,18 @@ def main() -> int:
     return 0
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(each.strip() for each in text.split(",") if each.strip())
+
+
 def _networks(text: str) -> tuple[str, ...]:
-    found = [each.strip() for each in text.split(",") if each.strip()]
+    found = _names(text)
     for each in found:
         try:
             ipaddress.ip_network(each)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
-    return tuple(found)
+    return found
 
 
 def _own_namespace() -> str:

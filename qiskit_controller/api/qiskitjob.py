@@ -200,7 +200,7 @@ class ExecutionSpec:
 class SessionSpec:
     """The IBM Quantum Runtime session to run in."""
 
-    name: str = _name("Session name or reference.")
+    name: str | None = _name("Session name or reference; by default the job's name.", default=None)
     max_time: int | None = field(
         "Maximum session duration (seconds).",
         default=None,

@@ -54,8 +54,10 @@ STORE_ENV = "QUANTUM_STORE"  # run nothing; store what this attempt has kept in 
 COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
 SHA256_ENV = "QUANTUM_SOURCE_SHA256"
 
-# The kubelet cuts a termination message at this size.
-MAX_REPORT_BYTES = 4096
+# The kubelet cuts termination messages at 4096 bytes, and at 12 KiB for all containers of a pod
+# together (MaxPodTerminationMessageLogLength), each an equal share. This leaves room for two
+# that a service mesh adds to our three.
+MAX_REPORT_BYTES = 2400
 
 
 class Retry(StrEnum):
@@ -163,6 +165,9 @@ class Limits:
     git_bytes: int = field("What a Git repository may take up.", default=256_000_000)
     source_allow_cidr: tuple[str, ...] = field(
         "Networks that code may be fetched from, beside the public Internet.", default=()
+    )
+    source_deny_cidr: tuple[str, ...] = field(
+        "Networks that code may not be fetched from, whatever else is allowed.", default=()
     )
 
 
@@ -280,6 +285,13 @@ def timeout_message(timeout: timedelta) -> str:
 def encode_report(report: Report, limit: int = MAX_REPORT_BYTES) -> str:
     """The report as JSON of at most `limit` bytes; see :func:`fit_report`."""
     return _dumps(fit_report(report, limit))
+
+
+def encode_source_report(report: SourceReport, limit: int = MAX_REPORT_BYTES) -> str:
+    """The report as JSON of at most `limit` bytes; what is too much of the message is cut."""
+    while len(_dumps(report).encode()) > limit and report.message:
+        report = attrs.evolve(report, message=report.message[: len(report.message) * 3 // 4])
+    return _dumps(report)
 
 
 def fit_report(report: Report, limit: int = MAX_REPORT_BYTES) -> Report:

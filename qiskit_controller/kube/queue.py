@@ -191,14 +191,14 @@ class WorkQueue(Generic[K]):
     async def get(self) -> K:
         """The next key; it is the caller's alone until it calls `done`.
 
-        Raises ShutDown once the queue is shut down and empty.
+        Raises ShutDown once the queue is shut down.
         """
         while True:
             self._promote_due()
-            if self._queued:
-                return self._take()
             if self._shutting_down:
                 raise ShutDown
+            if self._queued:
+                return self._take()
             getter = asyncio.get_running_loop().create_future()
             self._getters.append(getter)
             self._arm_timer()
@@ -231,11 +231,17 @@ class WorkQueue(Generic[K]):
     # -- the end --------------------------------------------------------------------
 
     def shut_down(self) -> None:
-        """Take no more work. What is queued is still handed out, then ShutDown is raised.
+        """Take no more work and hand out none; `get` raises ShutDown.
 
-        Delayed keys are dropped: whoever comes next finds them by listing.
+        What is queued or delayed is dropped: whoever comes next finds it by listing. client-go
+        still hands out what is queued; with a long queue, whoever waits for the lease would
+        wait for that.
         """
         self._shutting_down = True
+        self._queued.clear()
+        self._again.clear()
+        self._heap.clear()
+        self._metrics.depth(0)
         self._delayed.clear()
         self._delay_heap.clear()
         self._cancel_timer()
@@ -320,5 +326,5 @@ class WorkQueue(Generic[K]):
                 return
 
     def _check_drained(self) -> None:
-        if self._shutting_down and not self._queued and not self._processing:
+        if self._shutting_down and not self._processing:
             self._drained.set()

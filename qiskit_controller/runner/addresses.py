@@ -79,19 +79,24 @@ def _embedded(address: IPv6Address) -> IPv4Address | None:
     return None
 
 
-def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
+def is_allowed(
+    address: Address, allowed: Sequence[Network] = (), denied: Sequence[Network] = ()
+) -> bool:
     """Whether a connection to the address may be made.
 
     Args:
         allowed: what the operator lets through beside the public Internet.
+        denied: what the operator does not let through in any case.
     """
+    if any(address in network for network in denied if network.version == address.version):
+        return False
     if any(address in network for network in allowed if network.version == address.version):
         return True
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     inner = _embedded(address)
     if inner is not None:
-        return is_allowed(inner, allowed)
+        return is_allowed(inner, allowed, denied)
     return address in _PUBLIC_6 and not any(address in network for network in _NOT_PUBLIC_6)
 
 
@@ -122,10 +127,12 @@ class AddressPolicy:
 
     Attributes:
         allowed: networks that the operator allows beside the public Internet.
+        denied: networks that are not talked to in any case.
         resolve_name: for names; a test has its own.
     """
 
     allowed: tuple[Network, ...] = ()
+    denied: tuple[Network, ...] = ()
     resolve_name: Resolver = system_resolver
 
     def resolve(self, host: str, port: int) -> list[Address]:
@@ -142,12 +149,15 @@ class AddressPolicy:
         except ValueError:
             found = self._look_up(host, port)
         for address in found:
-            if not is_allowed(address, self.allowed):
+            if not is_allowed(address, self.allowed, self.denied):
                 shown = "" if str(address) == host else f" ({address})"
                 raise SourceFailed(
                     Reason.SOURCE_ADDRESS_FORBIDDEN,
-                    f"{host}{shown} is not an address of the public Internet, and the operator "
-                    "does not allow it as a source (--source-allow-cidr)",
+                    f"{host}{shown} is not an address that sources may be fetched from: the "
+                    "operator denies it (--source-deny-cidr), or it is the cluster's API server"
+                    if is_allowed(address, self.allowed)
+                    else f"{host}{shown} is not an address of the public Internet, and the "
+                    "operator does not allow it as a source (--source-allow-cidr)",
                 )
         return found
 

@@ -111,6 +111,10 @@ def _told_to_stop() -> bool:
     info = signal.sigtimedwait({signal.SIGTERM}, 0)
     if info is None:
         return False
+    # What a process queues says of itself what it likes, its sender included; of what it
+    # kills with, the kernel says it. sigaction(2): SI_USER is 0, and nobody may forge that.
+    if info.si_code != 0:
+        return False
     if os.getpid() == 1:
         return info.si_pid == 0  # as a sender outside the container's pid namespace is seen
     return info.si_pid not in _descendants(os.getpid())

@@ -8,7 +8,7 @@ lies beside the code for the executor.
 from __future__ import annotations
 
 import hashlib
-import json
+import ipaddress
 import os
 import re
 import resource
@@ -21,11 +21,18 @@ from pathlib import Path
 
 import attrs
 
-from qiskit_controller.api.codec import to_wire
-from qiskit_controller.api.run import COMMIT_ENV, SHA256_ENV, Plan, Reason, SourceReport
+from qiskit_controller.api.run import (
+    COMMIT_ENV,
+    SHA256_ENV,
+    Plan,
+    Reason,
+    SourceReport,
+    encode_source_report,
+)
 from qiskit_controller.api.sources import BadAddress
 from qiskit_controller.runner.addresses import (
     AddressPolicy,
+    Network,
     Resolver,
     parse_networks,
     system_resolver,
@@ -75,7 +82,7 @@ def run_stage(
     with tempfile.TemporaryDirectory(prefix="source-") as scratch:
         earlier = earlier or Earlier.from_environment()
         report = _report(plan, paths, Path(scratch), earlier, resolve_name)
-    paths.termination_log.write_text(json.dumps(to_wire(report)))
+    paths.termination_log.write_text(encode_source_report(report))
     if report.reason is None:
         return 0
     print(f"{report.reason}: {report.message}", flush=True)
@@ -114,11 +121,23 @@ def _failed(reason: Reason, message: str) -> SourceReport:
     return SourceReport(reason=reason, message=clean(message, MESSAGE_CHARACTERS))
 
 
+def _api_server() -> tuple[Network, ...]:
+    """The cluster's own API server is no source, also where its address is a public one."""
+    try:
+        return (ipaddress.ip_network(os.environ.get("KUBERNETES_SERVICE_HOST", "")),)
+    except ValueError:
+        return ()
+
+
 def _fetch(
     plan: Plan, paths: Paths, scratch: Path, earlier: Earlier, resolve_name: Resolver
 ) -> Fetched:
     circuit, limits = plan.spec.circuit, plan.limits
-    policy = AddressPolicy(parse_networks(limits.source_allow_cidr), resolve_name)
+    policy = AddressPolicy(
+        parse_networks(limits.source_allow_cidr),
+        parse_networks(limits.source_deny_cidr) + _api_server(),
+        resolve_name,
+    )
     if circuit.source == "url" and circuit.url:
         return fetch_url(circuit.url, Http(policy), limits)
     if circuit.source == "git" and circuit.git_ref:

@@ -66,12 +66,14 @@ class Settings:
     Attributes:
         runner_image: the image with qiskit and the vendors' SDKs.
         pull_policy: as for any container.
+        pull_secrets: names of Secrets in the job's namespace, for pulling the image.
         requests, limits: for a job that says nothing of its own, by resource name.
         bounds: on the untrusted stage.
     """
 
     runner_image: str
     pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
     requests: Mapping[str, str] = {"cpu": "250m", "memory": "512Mi"}
     limits: Mapping[str, str] = {"cpu": "2", "memory": "1Gi"}
     bounds: Limits = Limits()  # noqa: RUF009 - frozen, so it may be shared
@@ -267,6 +269,7 @@ def _pod_spec(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "priorityClassName": f"qiskit-{plan.spec.execution.priority}",
+        "imagePullSecrets": [{"name": each} for each in settings.pull_secrets],
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _UID,
@@ -281,7 +284,7 @@ def _pod_spec(
             {"name": "work", "emptyDir": {"sizeLimit": str(work_bytes)}},
             # One each: the untrusted stage leaves nothing where the executor's Python looks.
             {"name": "circuit-tmp", "emptyDir": {"sizeLimit": "256Mi"}},
-            {"name": "circuit-shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "circuit-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
             {"name": "executor-tmp", "emptyDir": {"sizeLimit": "1Gi"}},
             {"name": "token", "projected": {"sources": _token_sources()}},
         ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,8 +13,10 @@ from qiskit_controller.api.run import (
     Reason,
     Report,
     Retry,
+    SourceReport,
     StoredResult,
     encode_report,
+    encode_source_report,
     progress_key,
 )
 
@@ -82,7 +85,7 @@ def test_the_counts_of_many_outcomes_fill_the_room() -> None:
     read = from_wire(json.loads(text), Report)
     assert MAX_REPORT_BYTES - 40 < len(text.encode()) <= MAX_REPORT_BYTES
     assert list(read.counts.values()) == [10_000 - n for n in range(len(read.counts))]
-    assert len(read.counts) > 100
+    assert len(read.counts) > 60
     assert read.message == "done"
 
 
@@ -110,3 +113,14 @@ def test_the_closed_list_of_reasons_and_what_they_mean_for_a_retry() -> None:
 def test_each_attempt_tells_its_progress_under_its_own_key() -> None:
     assert progress_key(1) == "progress-1"
     assert len({progress_key(n) for n in range(1, 50)}) == 49
+
+
+@pytest.mark.parametrize("message", ["", "short", "\N{HIRAGANA LETTER A}" * 1000, '"' * 3000])
+def test_what_the_source_stage_says_is_never_cut_by_the_kubelet(message: str) -> None:
+    report = SourceReport(reason=Reason.SOURCE_NOT_FOUND, message=message)
+    text = encode_source_report(report)
+    assert len(text.encode()) <= MAX_REPORT_BYTES
+    read = from_wire(json.loads(text), SourceReport)
+    assert read.reason is Reason.SOURCE_NOT_FOUND
+    assert message.startswith(read.message)
+    assert len(message) < 1000 or len(read.message) > 400

@@ -171,7 +171,7 @@ async def test_a_worker_cancelled_while_waiting_leaves_no_trace(queue: WorkQueue
     assert await take(queue) == "a"
 
 
-async def test_shut_down_hands_out_the_rest(queue: WorkQueue[str]) -> None:
+async def test_shut_down_hands_out_nothing_more(queue: WorkQueue[str]) -> None:
     idle: WorkQueue[str] = WorkQueue()
     waiting = asyncio.create_task(idle.get())
     await asyncio.sleep(0)
@@ -185,7 +185,7 @@ async def test_shut_down_hands_out_the_rest(queue: WorkQueue[str]) -> None:
     queue.add("c")
     queue.add_after("d", 0)
     queue.add_rate_limited("e")
-    assert await take(queue) == "a"
+    assert len(queue) == 0
     with pytest.raises(ShutDown):
         await queue.get()
 
@@ -196,10 +196,9 @@ async def test_drain_waits_for_workers(queue: WorkQueue[str]) -> None:
     queue.add("a")
     assert not await queue.shut_down_with_drain(0.01)
     draining = asyncio.create_task(queue.shut_down_with_drain())
-    queue.done("a")
-    assert await take(queue) == "a"  # added before the end, so it has its turn
+    await asyncio.sleep(0)
     assert not draining.done()
-    queue.done("a")
+    queue.done("a")  # what was added while it was in work is for whoever comes next
     assert await asyncio.wait_for(draining, 1)
 
 
@@ -380,6 +379,10 @@ async def _work(adds: list[tuple[str, int, int]], workers: int) -> None:
         queue.add(key, priority=priority)
         for _ in range(pause):
             await asyncio.sleep(0)
+    for _ in range(10_000):
+        await asyncio.sleep(0)
+        if not len(queue) and not busy:
+            break
     assert await queue.shut_down_with_drain(5)
     await asyncio.gather(*tasks)
     assert last_worked.keys() == last_added.keys()

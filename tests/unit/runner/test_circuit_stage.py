@@ -493,6 +493,29 @@ def test_a_source_that_is_not_the_planned_one(pod: Pod) -> None:
     assert pod.outcome().reason == Reason.SOURCE_HASH_MISMATCH
 
 
+FORGED_SIGNAL = """
+import ctypes, os, platform, struct
+call = {"x86_64": 129, "aarch64": 138}[platform.machine()]  # rt_sigqueueinfo(2)
+# si_signo, si_errno, si_code = SI_QUEUE, si_pid = 0: as from outside the pod
+info = struct.pack("iiii4x", 15, 0, -1, 0).ljust(128, b"\\0")
+pid = os.getpid()
+while pid > 1:
+    pid = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    if "runner.stage" not in open(f"/proc/{pid}/cmdline").read():
+        break
+    assert ctypes.CDLL(None).syscall(call, pid, 15, info) == 0
+    print("sent", flush=True)
+"""
+
+
+def test_a_signal_that_says_it_is_from_outside_is_not_believed(pod: Pod) -> None:
+    pod.plan(FORGED_SIGNAL + BELL)
+    ran = pod.circuit()
+    assert ran.code == 0
+    assert "sent" in pod.outcome().printed
+    assert pod.outcome().reason is None
+
+
 def test_a_pod_that_is_deleted_ends_at_once(pod: Pod) -> None:
     import subprocess
     import sys

@@ -100,6 +100,17 @@ def test_names_are_judged_by_all_their_addresses() -> None:
         assert raised.value.reason is reason
 
 
+def test_what_is_denied_stays_so_whatever_is_allowed() -> None:
+    policy = AddressPolicy(
+        parse_networks(["10.0.0.0/8"]), parse_networks(["10.1.0.0/16", "2600:1900::/28"])
+    )
+    assert policy.resolve("10.2.0.1", 443)
+    for address in ("10.1.0.1", "::ffff:10.1.0.1", "2600:1900::1"):
+        with pytest.raises(SourceFailed, match="--source-deny-cidr") as raised:
+            policy.resolve(address, 443)
+        assert raised.value.reason is Reason.SOURCE_ADDRESS_FORBIDDEN
+
+
 def test_what_the_operator_vouches_for() -> None:
     policy = AddressPolicy(parse_networks(["10.0.0.0/8"]))
     assert policy.is_own([ipaddress.ip_address("10.0.0.1")])
