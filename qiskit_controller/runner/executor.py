@@ -35,6 +35,7 @@ from qiskit_controller.api.run import (
     progress_key,
 )
 from qiskit_controller.drivers import NoDriver, RunFailed, RunResult, runner_driver
+from qiskit_controller.drivers.remote import RemoteDriver
 from qiskit_controller.runner import rules, story
 from qiskit_controller.runner.cluster import ApiError, Cluster
 from qiskit_controller.runner.fetched import Code, locate
@@ -43,6 +44,7 @@ from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, cle
 from qiskit_controller.runner.hostile_qpy import load_circuit
 from qiskit_controller.runner.plan import read_plan
 from qiskit_controller.runner.pod import Paths
+from qiskit_controller.runner.remote import Pace, Remote
 from qiskit_controller.runner.results import document
 from qiskit_controller.runner.stores import StoreFailed, open_store
 from qiskit_controller.runner.storing import Storing
@@ -58,17 +60,28 @@ PROGRESS_SECONDS = 10.0
 ClusterOf = Callable[[Paths, str], Cluster]
 
 
-def run_stage(paths: Paths, attempt: int, cluster_of: ClusterOf = Cluster.of_pod) -> int:
+def run_stage(
+    paths: Paths,
+    attempt: int,
+    cluster_of: ClusterOf = Cluster.of_pod,
+    *,
+    ticket: int = 1,
+    provider_job: str | None = None,
+    pace: Pace | None = None,
+) -> int:
     """Run the stage.
 
     Args:
         cluster_of: makes the client, of the paths and the namespace; a test has its own.
+        ticket: which submission to a provider this is.
+        provider_job: the provider's job of that submission, if it is known.
+        pace: of what is asked of a provider; a test has no time.
 
     Returns:
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
-    execution = _Execution(paths, attempt, cluster_of)
+    execution = _Execution(paths, attempt, cluster_of, ticket, provider_job or None, pace or Pace())
     report = execution.run()
     story.show_end(report, time.monotonic() - begun)
     paths.termination_log.write_text(encode_report(report))
@@ -82,6 +95,9 @@ class _Execution:
     paths: Paths
     attempt: int
     cluster_of: ClusterOf
+    ticket: int = 1
+    provider_job: str | None = None
+    pace: Pace = attrs.field(factory=Pace)
     report: Report = attrs.field(
         default=attrs.Factory(lambda self: Report(attempt=self.attempt), takes_self=True)
     )
@@ -131,14 +147,33 @@ class _Execution:
         storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
         driver = runner_driver(plan.spec.backend.type)
         self._progress(cluster, plan, "Validated", metrics)
-        storing.check(circuit)
 
         def executing(backend: str) -> None:
             self.report = attrs.evolve(self.report, backend=backend)
             story.say(f"Executing  on {backend}")
             self._progress(cluster, plan, "Executing", metrics, backend)
 
-        result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
+        def waiting(what: str) -> None:
+            stage: Stage = "Executing" if self.report.backend else "Validated"
+            self._progress(cluster, plan, stage, metrics, self.report.backend, what)
+
+        if isinstance(driver, RemoteDriver):
+            result = Remote(
+                driver=driver,
+                plan=plan,
+                cluster=cluster,
+                credentials=self.paths.credentials,
+                attempt=self.attempt,
+                number=self.ticket,
+                job_id=self.provider_job,
+                check=lambda: storing.check(circuit),
+                executing=executing,
+                waiting=waiting,
+                pace=self.pace,
+            ).run(circuit)
+        else:
+            storing.check(circuit)
+            result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
         self._ran(result)
         made = document(plan, code, self.attempt, metrics, result)
         formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
@@ -183,10 +218,15 @@ class _Execution:
         stage: Stage,
         metrics: CircuitMetrics,
         backend: str | None = None,
+        waiting: str = "",
     ) -> None:
         """Tell the controller; without an answer the work goes on, the report says it all again."""
         progress = Progress(
-            attempt=self.attempt, stage=stage, circuit_metrics=metrics, backend=backend
+            attempt=self.attempt,
+            stage=stage,
+            circuit_metrics=metrics,
+            backend=backend,
+            waiting=waiting,
         )
         patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
         try:
