@@ -14,6 +14,7 @@ IDENTITY_ACCOUNT = "qiskit-executor"
 JOB_LABEL = "quantum.io/job"
 UID_LABEL = "quantum.io/job-uid"
 ATTEMPT_LABEL = "quantum.io/attempt"
+CANCEL_LABEL = "quantum.io/cancel"  # on the Kubernetes Job that cancels at a provider
 JOB_ANNOTATION = "quantum.io/job"  # the whole name; the label may be cut
 
 # A Job's name becomes a label of its pods.
@@ -36,6 +37,11 @@ def base_name(job: str) -> str:
 def job_name(job: str, attempt: int) -> str:
     """The Kubernetes Job of an attempt, counted from 1."""
     return base_name(job) if attempt == 1 else fit(f"qiskit-job-{job}-{attempt}")
+
+
+def cancel_name(job: str) -> str:
+    """The Kubernetes Job that cancels at a provider what the QiskitJob has there."""
+    return fit(f"qiskit-job-{job}-cancel")
 
 
 def input_name(job: str) -> str:

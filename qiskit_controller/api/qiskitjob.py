@@ -31,6 +31,7 @@ SessionMode = Literal["dedicated", "shared"]
 Phase = Literal[
     "Pending", "Validating", "Scheduling", "Running", "Completed", "Failed", "Cancelled"
 ]
+ProviderState = Literal["Queued", "Running", "Done", "Failed", "Cancelled"]
 FINISHED: frozenset[Phase] = frozenset({"Completed", "Failed", "Cancelled"})
 
 # The name rules of Kubernetes' own objects (RFC 1123).
@@ -451,6 +452,35 @@ class SourceStatus:
 
 
 @attrs.frozen
+class ProviderStatus:
+    """The job at the provider that executes the circuit."""
+
+    submission: int = field(
+        "Which submission, from 1; there is another one only after the provider's job before it "
+        "has failed.",
+        format="int32",
+    )
+    job_id: str | None = field("The provider's name for the job.", default=None)
+    state: ProviderState | None = field(
+        "Queued, Running, Done, Failed or Cancelled; absent until the provider has answered.",
+        default=None,
+    )
+    detail: str | None = field("The provider's own word for it.", default=None)
+    queue_position: int | None = field(
+        "Jobs before it in the queue, where the provider tells.", default=None, format="int64"
+    )
+    estimated_start: str | None = field(
+        "When it may begin, where the provider tells.", default=None, format="date-time"
+    )
+    cancellation: Literal["Requested", "Done", "Abandoned"] | None = field(
+        "Whether it was cancelled because the QiskitJob has ended or is deleted; Abandoned if "
+        "that was not possible.",
+        default=None,
+    )
+    cancel_time: str | None = field("When cancelling began.", default=None, format="date-time")
+
+
+@attrs.frozen
 class AttemptStatus:
     """One run of the pod."""
 
@@ -518,6 +548,9 @@ class QiskitJobStatus:
         **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
     )
     executor_pod_name: str | None = field("Pod of the current or last attempt.", default=None)
+    provider: ProviderStatus | None = field(
+        "The job at the provider. Additional field.", default=None
+    )
 
 
 @attrs.frozen

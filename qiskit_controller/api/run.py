@@ -7,6 +7,8 @@ All are JSON through :mod:`qiskit_controller.api.codec`:
 - :class:`Progress`, executor to controller while it works: a key of the ConfigMap
   ``qiskit-job-<name>-record``, which is all of the API that the pod's token can write,
   beside an output ConfigMap.
+- :class:`Submission`, executor to controller, in the same record: what was submitted to a
+  provider. The executor of the next attempt reads it too.
 - :class:`SourceReport`, stage ``source`` to controller and to the executor: what was fetched.
 - :class:`Report`, executor to controller at the end: the container's termination message,
   which needs no permission and arrives with the Pod.
@@ -28,7 +30,7 @@ import attrs
 
 from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.fields import field
-from qiskit_controller.api.qiskitjob import CircuitMetrics, QiskitJobSpec
+from qiskit_controller.api.qiskitjob import CircuitMetrics, ProviderState, QiskitJobSpec
 from qiskit_controller.api.quantities import format_duration
 
 # Where things are inside the pod.
@@ -50,6 +52,10 @@ RESERVED_FILES = frozenset({PLAN_FILE, SOURCE_FILE})
 # Environment of the executor.
 ATTEMPT_ENV = "QUANTUM_ATTEMPT"
 STORE_ENV = "QUANTUM_STORE"  # run nothing; store what this attempt has kept in the record
+TICKET_ENV = "QUANTUM_TICKET"  # which submission to a provider this is
+PROVIDER_JOB_ENV = "QUANTUM_PROVIDER_JOB"  # the provider's job of that submission, if it is known
+# Environment of the pod that cancels: the plan, as it needs no other part of the input.
+PLAN_ENV = "QUANTUM_PLAN"
 # Environment of the source stage: what an earlier attempt fetched, for this one to fetch again.
 COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
 SHA256_ENV = "QUANTUM_SOURCE_SHA256"
@@ -116,6 +122,9 @@ class Reason(StrEnum):
     TRANSPILE_FAILED = "TranspileFailed", Retry.NEVER
     BACKEND_REFUSED = "BackendRefused", Retry.NEVER
     BACKEND_UNAVAILABLE = "BackendUnavailable", Retry.COUNTED
+    BACKEND_DENIED = "BackendDenied", Retry.NEVER
+    PROVIDER_JOB_FAILED = "ProviderJobFailed", Retry.COUNTED  # by the next submission
+    PROVIDER_JOB_CANCELLED = "ProviderJobCancelled", Retry.NEVER  # somebody wanted it so
     OUT_OF_MEMORY = "OutOfMemory", Retry.NEVER
     TIMEOUT = "Timeout", Retry.NEVER
     EXECUTOR_FAILED = "ExecutorFailed", Retry.COUNTED
@@ -232,6 +241,7 @@ class Progress:
     kept: KeptResult | None = field(
         "With Executed: the whole result, when it could be kept under result_key.", default=None
     )
+    waiting: str = field("What keeps it from going on, while that is so, for people.", default="")
 
 
 def progress_key(attempt: int) -> str:
@@ -247,6 +257,34 @@ def result_key(attempt: int) -> str:
 def counts_key(attempt: int) -> str:
     """The same for its counts, for a store that wants them beside the result."""
     return f"counts-{attempt}"
+
+
+@attrs.frozen
+class Submission:
+    """What an executor has submitted to a provider, in the record under :func:`submission_key`.
+
+    Without an id it is an intent: the provider may have a job of this ticket, or be about to.
+    """
+
+    ticket: int = field("Which submission of the QiskitJob, from 1.")
+    attempt: int = field("The attempt that sees to it.")
+    id: str | None = field("The provider's name for its job.", default=None)
+    backend: str | None = field("The device.", default=None)
+    state: ProviderState | None = field("What the provider's job is doing.", default=None)
+    detail: str = field("The provider's own word for it.", default="")
+    queue_position: int | None = field("Jobs before it.", default=None)
+    estimated_start: str | None = field("When it may begin, RFC 3339.", default=None)
+    executing: str | None = field("When it was first seen to execute, RFC 3339.", default=None)
+
+    @property
+    def over(self) -> bool:
+        """Whether the provider's job will not change any more."""
+        return self.state in ("Done", "Failed", "Cancelled")
+
+
+def submission_key(ticket: int) -> str:
+    """The record's key for a submission."""
+    return f"submission-{ticket}"
 
 
 @attrs.frozen

@@ -28,6 +28,8 @@ from qiskit_controller.api.run import Plan, Reason
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
+    from qiskit_controller.drivers.remote import RemoteDriver
+
 CONTROLLER_GROUP = "qiskit_controller.drivers"
 RUNNER_GROUP = "qiskit_controller.runner_drivers"
 
@@ -123,13 +125,13 @@ def controller_driver(backend_type: str) -> ControllerDriver:
     return cast(ControllerDriver, _load(CONTROLLER_GROUP, backend_type))
 
 
-def runner_driver(backend_type: str) -> RunnerDriver:
-    """The runner half for a backend type.
+def runner_driver(backend_type: str) -> RunnerDriver | RemoteDriver:
+    """The runner half for a backend type, which runs circuits here or at a provider.
 
     Raises:
         NoDriver: none is installed.
     """
-    return cast(RunnerDriver, _load(RUNNER_GROUP, backend_type))
+    return cast("RunnerDriver | RemoteDriver", _load(RUNNER_GROUP, backend_type))
 
 
 def _load(group: str, backend_type: str) -> Any:

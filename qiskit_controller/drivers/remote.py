@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -120,12 +120,22 @@ class Unavailable(Exception):
 
     Attributes:
         retry_after: how long it asked to be left alone, when it did.
+        nothing_done: whether it is certain that what was asked had no effect: the request did
+            not get there, or was turned away. Of a submission that is otherwise, somebody has
+            to find out before there is another.
     """
 
-    def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after: timedelta | None = None,
+        *,
+        nothing_done: bool = False,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+        self.nothing_done = nothing_done
 
 
 class Provider(Protocol):
@@ -134,13 +144,27 @@ class Provider(Protocol):
     Every call may raise :class:`Unavailable`, after which the same call may be made again, and
     :class:`~qiskit_controller.drivers.RunFailed` for what no repetition mends (credentials that
     are refused, a device that does not exist). Calls return within about a minute.
+
+    Attributes:
+        settling: for how long after :meth:`submit` was called its job may still appear, by
+            :meth:`find`, when the call was never answered: the longest that the request itself
+            can take, and the delay of the provider's listing. Zero where the provider makes a
+            ticket unique, so that to submit again is to find.
     """
+
+    @property
+    def settling(self) -> timedelta:
+        """See above; an attribute will do."""
 
     def devices(self, name: str | None = None) -> Sequence[Device]:
         """The devices that the account can use, by name; with `name`, that one or none."""
 
     def prepare(self, circuit: QuantumCircuit, backend: str, plan: Plan) -> QuantumCircuit:
-        """The circuit as the device takes it: transpiled at the requested level."""
+        """The circuit as the device takes it: transpiled at the requested level.
+
+        A pod that finds the job of an earlier one prepares as well, so the same should come of
+        the same, as far as the device allows: transpile with a seed.
+        """
 
     def find(self, ticket: Ticket) -> Sequence[RemoteJob]:
         """The provider's jobs that carry this ticket, oldest first; there should be one or none.
@@ -164,6 +188,7 @@ class Provider(Protocol):
         """Cancel; of a job that is over already, nothing."""
 
 
+@runtime_checkable
 class RemoteDriver(Protocol):
     """The runner half of a driver whose circuits run at a provider."""
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from qiskit_controller.api.run import ATTEMPT_ENV, STORE_ENV
+from qiskit_controller.api.run import ATTEMPT_ENV, PROVIDER_JOB_ENV, STORE_ENV, TICKET_ENV
 from qiskit_controller.runner.pod import Cgroup, Paths
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qiskit-runner", description="One stage of the pod of a QiskitJob."
     )
-    parser.add_argument("stage", choices=("source", "circuit", "executor"))
+    parser.add_argument("stage", choices=("source", "circuit", "executor", "cancel"))
     parser.add_argument(
         "--root",
         type=Path,
@@ -42,6 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         circuit_stage.run_stage(read_plan(paths), paths)
         return 0
+    ticket = int(os.environ.get(TICKET_ENV, "1"))
+    provider_job = os.environ.get(PROVIDER_JOB_ENV)
+    if given.stage == "cancel":
+        from qiskit_controller.runner import cancel_stage
+
+        return cancel_stage.run_stage(paths, ticket, provider_job)
     from qiskit_controller.runner.supervisor import Timer, supervise
 
     attempt = int(os.environ.get(ATTEMPT_ENV, "1"))
@@ -55,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             return store_stage.run_stage(paths, attempt, int(kept_by))
         from qiskit_controller.runner import executor
 
-        return executor.run_stage(paths, attempt, timer)
+        return executor.run_stage(paths, attempt, timer, ticket=ticket, provider_job=provider_job)
 
     return supervise(work, paths.termination_log, attempt)
 

@@ -11,11 +11,12 @@ that costs the user nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import attrs
@@ -36,7 +37,8 @@ from qiskit_controller.api.run import (
     progress_key,
     timeout_message,
 )
-from qiskit_controller.drivers import NoDriver, RunFailed, RunResult, runner_driver
+from qiskit_controller.drivers import NoDriver, RunFailed, RunnerDriver, RunResult, runner_driver
+from qiskit_controller.drivers.remote import RemoteDriver
 from qiskit_controller.runner import rules, story
 from qiskit_controller.runner.cluster import ApiError, Cluster
 from qiskit_controller.runner.fetched import Code, locate
@@ -45,6 +47,7 @@ from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, Unreadable, cle
 from qiskit_controller.runner.hostile_qpy import load_circuit
 from qiskit_controller.runner.plan import read_plan
 from qiskit_controller.runner.pod import Paths
+from qiskit_controller.runner.remote import Pace, Remote
 from qiskit_controller.runner.results import document
 from qiskit_controller.runner.stores import StoreFailed, open_store
 from qiskit_controller.runner.storing import Storing
@@ -56,25 +59,43 @@ if TYPE_CHECKING:
 OUTCOME_BYTES = 65_536
 PRINTED_CHARACTERS = 4096
 PROGRESS_SECONDS = 10.0
+# Tries at the store are bounded by themselves, but not what one on a hung volume takes.
+_CHECK = (
+    180.0,
+    Reason.OUTPUT_UNAVAILABLE,
+    "the store did not answer within 3 minutes, before the circuit was run",
+)
 
 # Makes the client, of the pod's folders and the job's namespace.
 ClusterOf = Callable[[Paths, str], Cluster]
 
 
 def run_stage(
-    paths: Paths, attempt: int, timer: Timer, cluster_of: ClusterOf = Cluster.of_pod
+    paths: Paths,
+    attempt: int,
+    timer: Timer,
+    cluster_of: ClusterOf = Cluster.of_pod,
+    *,
+    ticket: int = 1,
+    provider_job: str | None = None,
+    pace: Pace | None = None,
 ) -> int:
     """Run the stage.
 
     Args:
         timer: ends this process when executing takes longer than it may.
         cluster_of: makes the client, of the paths and the namespace; a test has its own.
+        ticket: which submission to a provider this is.
+        provider_job: the provider's job of that submission, if it is known.
+        pace: of what is asked of a provider; a test has no time.
 
     Returns:
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
-    execution = _Execution(paths, attempt, timer, cluster_of)
+    execution = _Execution(
+        paths, attempt, timer, cluster_of, ticket, provider_job or None, pace or Pace()
+    )
     report = execution.run()
     story.show_end(report, time.monotonic() - begun)
     paths.termination_log.write_text(encode_report(report))
@@ -89,6 +110,9 @@ class _Execution:
     attempt: int
     timer: Timer
     cluster_of: ClusterOf
+    ticket: int = 1
+    provider_job: str | None = None
+    pace: Pace = attrs.field(factory=Pace)
     report: Report = attrs.field(
         default=attrs.Factory(lambda self: Report(attempt=self.attempt), takes_self=True)
     )
@@ -138,16 +162,38 @@ class _Execution:
         storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
         driver = runner_driver(plan.spec.backend.type)
         self._progress(cluster, plan, "Validated", metrics)
-        storing.check(circuit)
 
         def executing(backend: str) -> None:
             self.report = attrs.evolve(self.report, backend=backend)
             story.say(f"Executing  on {backend}")
-            self._bound(plan)
             self._progress(cluster, plan, "Executing", metrics, backend)
 
-        result = driver.run(circuit, plan, attempt=self.attempt, executing=executing)
-        self.timer.stop()
+        def waiting(what: str) -> None:
+            stage: Stage = "Executing" if self.report.backend else "Validated"
+            self._progress(cluster, plan, stage, metrics, self.report.backend, what)
+
+        def check() -> None:
+            with self._bound(*_CHECK):
+                storing.check(circuit)
+
+        if isinstance(driver, RemoteDriver):
+            # How long it may execute is seen to by the controller, which also has to cancel.
+            result = Remote(
+                driver=driver,
+                plan=plan,
+                cluster=cluster,
+                credentials=self.paths.credentials,
+                attempt=self.attempt,
+                number=self.ticket,
+                job_id=self.provider_job,
+                check=check,
+                executing=executing,
+                waiting=waiting,
+                pace=self.pace,
+            ).run(circuit)
+        else:
+            check()
+            result = self._run_here(driver, circuit, plan, executing)
         self._ran(result)
         made = document(plan, code, self.attempt, metrics, result)
         formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
@@ -155,10 +201,32 @@ class _Execution:
         story.show_stored(stored)
         self.report = attrs.evolve(self.report, stored=stored)
 
-    def _bound(self, plan: Plan) -> None:
+    def _run_here(
+        self,
+        driver: RunnerDriver,
+        circuit: QuantumCircuit,
+        plan: Plan,
+        executing: Callable[[str], None],
+    ) -> RunResult:
         timeout = parse_duration(plan.spec.execution.timeout)
-        late = attrs.evolve(self.report, reason=Reason.TIMEOUT, message=timeout_message(timeout))
-        self.timer.start(timeout.total_seconds(), late)
+        with contextlib.ExitStack() as bound:
+
+            def begin(backend: str) -> None:
+                executing(backend)
+                bound.enter_context(
+                    self._bound(timeout.total_seconds(), Reason.TIMEOUT, timeout_message(timeout))
+                )
+
+            return driver.run(circuit, plan, attempt=self.attempt, executing=begin)
+
+    @contextlib.contextmanager
+    def _bound(self, seconds: float, reason: Reason, message: str) -> Iterator[None]:
+        """This process is ended, with that report, if the block takes longer."""
+        self.timer.start(seconds, attrs.evolve(self.report, reason=reason, message=message))
+        try:
+            yield
+        finally:
+            self.timer.stop()
 
     def _load(self, plan: Plan) -> tuple[QuantumCircuit, CircuitMetrics]:
         try:
@@ -197,10 +265,15 @@ class _Execution:
         stage: Stage,
         metrics: CircuitMetrics,
         backend: str | None = None,
+        waiting: str = "",
     ) -> None:
         """Tell the controller; without an answer the work goes on, the report says it all again."""
         progress = Progress(
-            attempt=self.attempt, stage=stage, circuit_metrics=metrics, backend=backend
+            attempt=self.attempt,
+            stage=stage,
+            circuit_metrics=metrics,
+            backend=backend,
+            waiting=waiting,
         )
         patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
         try:

@@ -72,13 +72,13 @@ def supervise(work: Callable[[Timer], int], termination_log: Path, attempt: int)
     os.close(telling)
     late = _wait(told)
     if late is not None:
+        # Not waited for: in a system call on a volume that hangs, it cannot even be killed.
         os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    child = 0
-    if late is not None:
         story.say(f"Failed     {late.reason}: {late.message}")
         termination_log.write_text(encode_report(late))
         return 1
+    _, status = os.waitpid(child, 0)
+    child = 0
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code

@@ -45,6 +45,7 @@ from qiskit_controller.api.run import (
     Retry,
     timeout_message,
 )
+from qiskit_controller.reconcilers.qiskitjob import provider
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
     PodView,
@@ -114,6 +115,21 @@ class StopRuns:
 
 
 @attrs.frozen
+class StartCancel:
+    """Run a pod that cancels at the provider what a submission has there."""
+
+    ticket: int
+    job_id: str | None
+
+
+@attrs.frozen
+class StopCancel:
+    """Delete the Kubernetes Job of that pod."""
+
+    job_name: str
+
+
+@attrs.frozen
 class CleanUp:
     """Delete what only a running pod needs: the record and its permissions."""
 
@@ -126,7 +142,17 @@ class DeleteJob:
     """Delete the QiskitJob itself: its time to live is over."""
 
 
-Action = AddFinalizer | RemoveFinalizer | Start | StartAttempt | StopRuns | CleanUp | DeleteJob
+Action = (
+    AddFinalizer
+    | RemoveFinalizer
+    | Start
+    | StartAttempt
+    | StopRuns
+    | StartCancel
+    | StopCancel
+    | CleanUp
+    | DeleteJob
+)
 
 
 @attrs.frozen
@@ -161,13 +187,16 @@ def decide(seen: Observed, limits: Limits) -> Decision:
         limits: the operator's bounds on the untrusted stage.
     """
     status = attrs.evolve(seen.status, observed_generation=seen.generation)
-    seen = attrs.evolve(seen, status=status)
+    seen = provider.noted(attrs.evolve(seen, status=status))
     if seen.deleting:
         return _delete(seen)
     if status.phase in FINISHED:
         return _finished(seen)
     if status.phase is None:
         return _accept(seen)
+    failing = find(status.conditions, "Failed")
+    if failing is not None and failing.status == "Unknown":
+        return _end_failing(seen, failing)
     if seen.spec is not None and seen.spec.cancel:
         return _cancel(seen)
     if not status.attempts:
@@ -179,7 +208,10 @@ def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
     """Fail the job, because an action was refused for good."""
     validated = False if reason is Reason.INVALID_SPEC else None
     status = attrs.evolve(seen.status, observed_generation=seen.generation)
-    decision = _fail(attrs.evolve(seen, status=status), reason, message, validated=validated)
+    seen = provider.noted(attrs.evolve(seen, status=status))
+    decision = _fail(seen, reason, message, validated=validated)
+    if decision.status.phase not in FINISHED:
+        return decision
     # Some of what the job needs may have been made before the refusal.
     clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
     return attrs.evolve(decision, actions=(clean_up,))
@@ -193,6 +225,12 @@ def blocked(seen: Observed, reason: str, message: str) -> Decision:
     )
     note = EventNote("Warning", reason, message)
     return Decision(status, events=_if_new(seen, "PodStarted", note), requeue_after=RECHECK)
+
+
+def not_cancelled(seen: Observed, why: str) -> Decision:
+    """Go on without having cancelled at the provider, because nothing can be run that would."""
+    status = attrs.evolve(seen.status, observed_generation=seen.generation)
+    return _abandon(provider.noted(attrs.evolve(seen, status=status)), why)
 
 
 def waiting(seen: Observed, message: str) -> QiskitJobStatus:
@@ -282,7 +320,7 @@ def _watch(seen: Observed, limits: Limits) -> Decision:
     advance = _ADVANCES.get(seen.status.phase or "Pending")
     decision = advance(seen, pod) if advance is not None and pod is not None else None
     if decision is None:
-        decision = _wait(seen, run, limits)
+        decision = _with_provider_note(seen, _wait(seen, run, limits))
     return _with_spec_note(seen, decision)
 
 
@@ -342,7 +380,7 @@ def _running(seen: Observed, pod: PodView) -> Decision | None:
         seen.status,
         phase="Running",
         backend=backend,
-        running_time=format_time(seen.now),
+        running_time=provider.executing_since(seen) or format_time(seen.now),
         message=f"Executing on {backend}",
     )
     note = EventNote("Normal", "Running", f"Executing on {backend}")
@@ -485,6 +523,27 @@ def _note_pod(seen: Observed, run: Run) -> Observed:
     return attrs.evolve(seen, status=attrs.evolve(status, message=f"{reason}: {message}"))
 
 
+def _with_provider_note(seen: Observed, decision: Decision) -> Decision:
+    """`decision` with what the job waits for at its provider."""
+    status = decision.status
+    if status.phase not in ("Scheduling", "Running"):
+        return decision
+    silent = seen.progress.waiting if seen.progress is not None else ""
+    text = provider.waiting_for(seen)
+    notes: tuple[EventNote, ...] = ()
+    if silent:
+        status = _put(seen, status, "ProviderAvailable", "False", "NoAnswer", silent)
+        notes = _if_new(seen, "ProviderAvailable", EventNote("Warning", "NoAnswer", silent))
+    elif (was := find(status.conditions, "ProviderAvailable")) and was.status == "False":
+        again = "The provider answers again"
+        status = _put(seen, status, "ProviderAvailable", "True", "Answers", again)
+        notes = (EventNote("Normal", "ProviderAnswers", again),)
+        text = text or f"Waiting for {seen.backend} to execute"
+    if text is not None:
+        status = attrs.evolve(status, message=text[:MAX_MESSAGE])
+    return attrs.evolve(decision, status=status, events=(*decision.events, *notes))
+
+
 def _with_spec_note(seen: Observed, decision: Decision) -> Decision:
     if not seen.spec_changed:
         if not is_true(seen.status.conditions, "SpecChangeIgnored"):
@@ -565,6 +624,8 @@ def _deadline(seen: Observed) -> tuple[datetime, Reason, str] | None:
     if status.phase != "Running" or seen.spec is None or status.running_time is None:
         return None
     ran = _executed(seen)
+    if ran is None and provider.has_run(status):
+        return None  # paid and done; a provider that does not hand it out is waited for
     if ran is None:
         timeout = parse_duration(seen.spec.execution.timeout)
         end = parse_time(status.running_time) + timeout + TIMEOUT_GRACE
@@ -783,9 +844,79 @@ def _fail(
         )
     clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
     actions: tuple[Action, ...] = (clean_up,) if status.attempts else ()
-    if stop is not None and _alive(stop):
-        actions = (*_stop((stop,)), *actions)
-    return Decision(status, actions, (EventNote("Warning", str(reason), message),))
+    ends = _stop((stop,)) if stop is not None and _alive(stop) else ()
+    if provider.is_held(seen.status):
+        return Decision(_failing(seen, status, reason, message), ends, requeue_after=timedelta(0))
+    return Decision(status, (*ends, *actions), (EventNote("Warning", str(reason), message),))
+
+
+def _failing(
+    seen: Observed, failed: QiskitJobStatus, reason: Reason, message: str
+) -> QiskitJobStatus:
+    """The status of a job that fails as soon as nothing of it is left at the provider.
+
+    Args:
+        failed: the status that it will have, but for what is yet to come.
+    """
+    status = _put(seen, failed, "Failed", "Unknown", str(reason), message)
+    text = f"{reason}: {message}. {provider.cancelling(seen)}"
+    return attrs.evolve(
+        status, phase=seen.status.phase, completion_time=None, message=text[:MAX_MESSAGE]
+    )
+
+
+def _end_failing(seen: Observed, failing: Condition) -> Decision:
+    """On the way to Failed: everything is ended first, here and at the provider."""
+    if running := tuple(run for run in seen.runs.values() if _alive(run)):
+        return Decision(seen.status, _stop(running), requeue_after=RECHECK)
+    if (step := _release(seen)) is not None:
+        return step
+    reason, message = failing.reason, failing.message
+    status = _with_condition(seen, "Failed", "True", reason, message)
+    status = attrs.evolve(
+        status,
+        phase="Failed",
+        message=f"{reason}: {message}"[:MAX_MESSAGE],
+        completion_time=format_time(seen.now),
+    )
+    clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
+    return Decision(status, (clean_up,), (EventNote("Warning", reason, message),))
+
+
+def _release(seen: Observed) -> Decision | None:
+    """The next step to having nothing at the provider; None when that is so."""
+    canceller = seen.canceller
+    if not provider.is_held(seen.status):
+        if canceller is None or canceller.deleting:
+            return None
+        return Decision(seen.status, (StopCancel(canceller.job_name),), requeue_after=RECHECK)
+    assert seen.status.provider is not None  # noqa: S101 - is_held looked
+    held = seen.status.provider
+    if held.cancellation is None:
+        text = provider.cancelling(seen)
+        status = attrs.evolve(provider.requested(seen), message=text)
+        note = EventNote("Normal", "CancellingAtProvider", text)
+        return Decision(status, events=(note,), requeue_after=timedelta(0))
+    if canceller is not None and canceller.complete:
+        done = f"Cancelled at the provider: {canceller.said or held.job_id or 'nothing was there'}"
+        note = EventNote("Normal", "CancelledAtProvider", done)
+        status = provider.settled(seen, done=True)
+        return Decision(status, events=(note,), requeue_after=timedelta(0))
+    if canceller is not None and canceller.failed is not None:
+        return _abandon(seen, canceller.said or canceller.failed)
+    left = provider.patience_left(seen)
+    if left <= timedelta(0):
+        return _abandon(seen, "the pod that would do it did not run")
+    if canceller is None:
+        action = StartCancel(held.submission, held.job_id)
+        return Decision(seen.status, (action,), requeue_after=POD_PATIENCE)
+    return Decision(seen.status, requeue_after=min(left, RECHECK_CAP))
+
+
+def _abandon(seen: Observed, why: str) -> Decision:
+    note = EventNote("Warning", "NotCancelledAtProvider", provider.given_up(seen, why))
+    status = provider.settled(seen, done=False)
+    return Decision(status, events=(note,), requeue_after=timedelta(0))
 
 
 def _cancel(seen: Observed) -> Decision:
@@ -799,6 +930,8 @@ def _cancel(seen: Observed) -> Decision:
             (note,) if seen.status.message != status.message else (),
             requeue_after=RECHECK,
         )
+    if (step := _release(seen)) is not None:
+        return step
     message = "Cancelled by spec.cancel"
     status = _with_condition(seen, "Cancelled", "True", "Cancelled", message)
     status = _put(seen, status, "Complete", "False", "Cancelled", message)
@@ -819,6 +952,8 @@ def _finished(seen: Observed) -> Decision:
     running = tuple(run for run in seen.runs.values() if _alive(run))
     if running:
         return Decision(seen.status, _stop(running), requeue_after=RECHECK)
+    if (step := _release(seen)) is not None:
+        return step
     ttl = seen.spec.ttl_seconds_after_finished if seen.spec else None
     if ttl is None or seen.status.completion_time is None:
         return Decision(seen.status)
@@ -836,6 +971,10 @@ def _delete(seen: Observed) -> Decision:
         if status.phase not in FINISHED:  # of one that has ended, the end stays to be read
             status = attrs.evolve(status, message="Deleting: waiting for the pod to end")
         return Decision(status, _stop(tuple(seen.runs.values())), requeue_after=RECHECK)
+    if (step := _release(seen)) is not None:
+        return step
+    if seen.canceller is not None or seen.cancel_pods:
+        return Decision(seen.status, requeue_after=RECHECK)
     return Decision(seen.status, (RemoveFinalizer(),))
 
 

@@ -32,12 +32,15 @@ from qiskit_controller.api.run import (
     CREDENTIALS_DIR,
     GIT_DIR,
     INPUT_DIR,
+    PLAN_ENV,
     PLAN_FILE,
+    PROVIDER_JOB_ENV,
     SHA256_ENV,
     SOURCE_DIR,
     STORAGE_DIR,
     STORE_ENV,
     TERMINATION_LOG,
+    TICKET_ENV,
     TOKEN_DIR,
     WORK_DIR,
     Limits,
@@ -57,6 +60,8 @@ Manifest = dict[str, Any]
 _UID = 65532
 _TOKEN_SECONDS = 3600
 _GRACE_SECONDS = 5
+_CANCEL_TTL_SECONDS = 3600
+CANCEL = "cancel"
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +187,8 @@ def kubernetes_job(
     settings: Settings,
     fetched: SourceStatus | None = None,
     kept_by: int | None = None,
+    ticket: int = 1,
+    provider_job: str | None = None,
 ) -> Manifest:
     """The Kubernetes Job of one attempt.
 
@@ -191,10 +198,12 @@ def kubernetes_job(
     Args:
         fetched: the code of earlier attempts, which this one has to run as well.
         kept_by: the attempt whose result is in the record; this one runs nothing and stores it.
+        ticket: which submission to a provider the attempt makes, or takes over.
+        provider_job: the provider's job of that submission, if it is known.
     """
     metadata = _metadata(plan, names.job_name(plan.job.name, attempt))
     metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)
-    return {
+    job: Manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata,
@@ -215,6 +224,82 @@ def kubernetes_job(
                     if kept_by is None
                     else _storing_pod_spec(plan, attempt, settings, kept_by)
                 ),
+            },
+        },
+    }
+    (executor,) = job["spec"]["template"]["spec"]["containers"]
+    executor["env"] += _submission_env(ticket, provider_job)
+    return job
+
+
+def _submission_env(ticket: int, provider_job: str | None) -> list[Manifest]:
+    given = {TICKET_ENV: str(ticket) if ticket > 1 else None, PROVIDER_JOB_ENV: provider_job}
+    return [{"name": name, "value": value} for name, value in given.items() if value]
+
+
+def cancelling_job(
+    plan: Plan,
+    settings: Settings,
+    ticket: int,
+    provider_job: str | None,
+    *,
+    tries: int,
+    seconds: float,
+) -> Manifest:
+    """The Kubernetes Job that cancels at a provider what a submission has there.
+
+    It needs nothing else of the QiskitJob's, some of which may be gone already, and belongs to
+    nobody: deleting the QiskitJob in the foreground would delete it first. The controller
+    deletes it.
+
+    Args:
+        tries: how often its pod may run.
+        seconds: how long all of that may take.
+    """
+    metadata = _metadata(plan, names.cancel_name(plan.job.name))
+    del metadata["ownerReferences"]
+    metadata["labels"][names.CANCEL_LABEL] = str(ticket)
+    pod = _pod_spec(plan, 1, settings, None)
+    (executor,) = pod["containers"]
+    slim = attrs.evolve(plan.spec, circuit=attrs.evolve(plan.spec.circuit, code=None))
+    text = json.dumps(to_wire(attrs.evolve(plan, spec=slim)))
+    wanted = ("executor-tmp", "credentials")
+    mounts = [each for each in executor["volumeMounts"] if each["name"] in wanted]
+    executor |= {
+        "name": CANCEL,
+        "command": ["qiskit-runner", CANCEL],
+        "env": [{"name": PLAN_ENV, "value": text}, *_submission_env(ticket, provider_job)],
+        "volumeMounts": mounts,
+    }
+    # A job's own may be limited to what its circuit needs; this needs no more than a login.
+    executor["resources"] = {
+        "requests": dict(settings.requests),
+        "limits": dict(settings.limits),
+    }
+    del pod["initContainers"]
+    pod["volumes"] = [each for each in pod["volumes"] if each["name"] in wanted]
+    for volume in pod["volumes"]:
+        if "secret" in volume:
+            # Without it the pod says so; waiting for it would say nothing.
+            volume["secret"]["optional"] = True
+    if plan.spec.credentials and plan.spec.credentials.secret_ref:
+        # What it is at a cloud provider does not matter, so no account has to be there.
+        del pod["serviceAccountName"]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "backoffLimit": tries - 1,
+            "activeDeadlineSeconds": int(seconds),
+            # For the case that nobody is left to delete it.
+            "ttlSecondsAfterFinished": _CANCEL_TTL_SECONDS,
+            "template": {
+                "metadata": {
+                    "labels": dict(metadata["labels"]),
+                    "annotations": {names.JOB_ANNOTATION: plan.job.name},
+                },
+                "spec": pod,
             },
         },
     }

@@ -23,8 +23,10 @@ from qiskit_controller.api.run import (
     Reason,
     Report,
     SourceReport,
+    Submission,
     progress_key,
     result_key,
+    submission_key,
 )
 
 log = structlog.get_logger(__name__)
@@ -118,6 +120,23 @@ class Run:
 
 
 @attrs.frozen
+class Canceller:
+    """The Kubernetes Job that cancels at a provider.
+
+    Attributes:
+        complete: it has done so.
+        failed: why it will not.
+        said: what its last pod that ended said.
+    """
+
+    job_name: str
+    deleting: bool = False
+    complete: bool = False
+    failed: str | None = None
+    said: str = ""
+
+
+@attrs.frozen
 class Source:
     """The code as it was found, to be pinned."""
 
@@ -154,8 +173,11 @@ class Observed:
         spec: None when it could not even be read.
         source: read only as long as the job has not started.
         runs: those attempts whose Job exists, by number.
-        pods_left: pods that still exist, also of Jobs that are gone.
+        pods_left: pods of attempts that still exist, also of Jobs that are gone.
         spec_changed: fields of spec that differ from what was started.
+        submission: the newest in the record.
+        canceller: the Job that cancels at the provider, as long as it exists.
+        cancel_pods: its pods that still exist.
     """
 
     namespace: str
@@ -176,6 +198,9 @@ class Observed:
     progress: Progress | None
     spec_changed: Sequence[str]
     now: datetime
+    submission: Submission | None = None
+    canceller: Canceller | None = None
+    cancel_pods: int = 0
 
 
 def read_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:
@@ -197,6 +222,44 @@ def kept_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:
             if progress is not None and progress.stage == "Executed" and progress.kept:
                 return progress
     return None
+
+
+def newest_submission(record: Mapping[str, Any]) -> Submission | None:
+    """What was last submitted to a provider, or is about to be."""
+    found = []
+    for key, text in (record.get("data") or {}).items():
+        if key.startswith(submission_key(0)[:-1]):
+            try:
+                found.append(from_wire(json.loads(text), Submission))
+            except (ValueError, RecursionError) as error:
+                log.warning("a submission cannot be read", error=str(error))
+    return max(found, key=lambda each: each.ticket, default=None)
+
+
+def view_canceller(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]]) -> Canceller:
+    """The Job of the form that :mod:`.manifests` makes, and its pods."""
+    conditions = {
+        each["type"]: each
+        for each in job.get("status", {}).get("conditions") or ()
+        if each["status"] == "True"
+    }
+    failed = conditions.get("Failed")
+    said = ""
+    for pod in sorted(pods, key=lambda each: str(each["metadata"].get("creationTimestamp"))):
+        for container in pod.get("status", {}).get("containerStatuses") or ():
+            ended = _terminated(container)
+            if ended is not None and ended.message:
+                try:
+                    said = from_wire(json.loads(ended.message), Report).message
+                except (ValueError, RecursionError):
+                    said = ended.message[:512]
+    return Canceller(
+        job_name=job["metadata"]["name"],
+        deleting="deletionTimestamp" in job["metadata"],
+        complete="Complete" in conditions,
+        failed=(failed.get("message") or failed.get("reason") or "") if failed else None,
+        said=said,
+    )
 
 
 def view_run(job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], attempt: int) -> Run:

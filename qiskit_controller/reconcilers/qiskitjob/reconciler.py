@@ -16,7 +16,7 @@ import structlog
 
 from qiskit_controller.api import names, qiskitjob, sources
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
-from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus, SourceStatus
+from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus
 from qiskit_controller.api.quantities import format_money, format_time
 from qiskit_controller.api.run import (
     PLAN_FILE,
@@ -26,6 +26,7 @@ from qiskit_controller.api.run import (
     PlannedSource,
     Progress,
     Reason,
+    Submission,
 )
 from qiskit_controller.api.validation import problems_of
 from qiskit_controller.drivers import NoDriver, controller_driver
@@ -54,17 +55,20 @@ from qiskit_controller.kube.resources import (
     Resource,
 )
 from qiskit_controller.reconcilers.qiskitjob import decision as decisions
-from qiskit_controller.reconcilers.qiskitjob import manifests
+from qiskit_controller.reconcilers.qiskitjob import manifests, provider
 from qiskit_controller.reconcilers.qiskitjob.decision import Decision, EventNote, decide
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
 from qiskit_controller.reconcilers.qiskitjob.observed import (
+    Canceller,
     Observed,
     Run,
     Source,
     SourceMissing,
     ToFetch,
     kept_progress,
+    newest_submission,
     read_progress,
+    view_canceller,
     view_run,
 )
 
@@ -81,6 +85,10 @@ _GARBAGE_PATIENCE = timedelta(seconds=2)
 
 class _Wait(Exception):
     """An action cannot be done yet; nothing is wrong."""
+
+
+class _CannotCancel(Exception):
+    """No pod can be run that would cancel at the provider."""
 
 
 class _Refused(Exception):
@@ -192,6 +200,8 @@ class QiskitJobReconciler:
             decision = decisions.refuse(seen, refused.reason, refused.message)
             for action in decision.actions:
                 await self._perform(action, job, seen)
+        except _CannotCancel as cannot:
+            decision = decisions.not_cancelled(seen, str(cannot))
         except ApiError as error:
             if not _is_a_ruling(error):
                 raise
@@ -217,6 +227,7 @@ class QiskitJobReconciler:
         runs = await self._confirmed(namespace, status, uid, self._runs(uid))
         source: Source | ToFetch | SourceMissing | None = None
         progress: Progress | None = None
+        submission: Submission | None = None
         changed: list[str] = []
         deleting = "deletionTimestamp" in metadata
         active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
@@ -240,8 +251,15 @@ class QiskitJobReconciler:
             current = runs.get(number)
             begun = current is not None and current.pod and current.pod.executor_started
             # What an earlier attempt has kept counts for every later one.
-            if begun or number > 1 or status.phase == "Running":
-                progress = await self._progress(namespace, name, number)
+            underway = status.phase in ("Scheduling", "Running")
+            if begun or number > 1 or underway or (spec and spec.cancel):
+                record = await self._record_of(namespace, name)
+                progress = kept_progress(record, number) or read_progress(record, number)
+                submission = newest_submission(record)
+        elif status.attempts and deleting and status.phase not in qiskitjob.FINISHED:
+            # Of one that is deleted, all that counts is what it may have at a provider.
+            submission = newest_submission(await self._record_of(namespace, name))
+        canceller, cancel_pods = self._canceller(uid)
         if active:
             runs = await self._explain_missing_pods(namespace, runs)
             runs = await self._explain_idle_pods(namespace, runs)
@@ -260,11 +278,27 @@ class QiskitJobReconciler:
             status=status,
             source=source,
             runs=runs,
-            pods_left=sum(map(_is_of_a_job, self.caches.pods.by_index(_BY_UID, uid))),
+            pods_left=sum(
+                _is_of_a_job(pod)
+                for pod in self.caches.pods.by_index(_BY_UID, uid)
+                if not _is_of_canceller(pod)
+            ),
             progress=progress,
             spec_changed=changed,
             now=self.clock(),
+            submission=submission,
+            canceller=canceller,
+            cancel_pods=cancel_pods,
         )
+
+    def _canceller(self, uid: str) -> tuple[Canceller | None, int]:
+        """The Job that cancels at the provider, and how many pods of it there are."""
+        pods = [p for p in self.caches.pods.by_index(_BY_UID, uid) if _is_of_canceller(p)]
+        for job in self.caches.kubernetes_jobs.by_index(_BY_UID, uid):
+            if _is_of_canceller(job):
+                mine = [pod for pod in pods if names.belongs_to(pod, job["metadata"]["uid"])]
+                return view_canceller(job, mine), len(pods)
+        return None, len(pods)
 
     def _runs(self, uid: str) -> dict[int, Run]:
         pods = self.caches.pods.by_index(_BY_UID, uid)
@@ -351,13 +385,12 @@ class QiskitJobReconciler:
             plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, circuit=circuit))
         return plan, source
 
-    async def _progress(self, namespace: str, name: str, attempt: int) -> Progress | None:
-        """How far the attempt is; if an earlier one has kept a result, that is how far."""
+    async def _record_of(self, namespace: str, name: str) -> Object:
+        """What the executors have told; empty when it was cleaned up, or not made yet."""
         try:
-            record = await self.client.get(CONFIGMAPS, names.record_name(name), namespace)
+            return await self.client.get(CONFIGMAPS, names.record_name(name), namespace)
         except NotFound:
-            return None  # cleaned up already, or not made yet
-        return kept_progress(record, attempt) or read_progress(record, attempt)
+            return {}
 
     async def _explain_missing_pods(self, namespace: str, runs: dict[int, Run]) -> dict[int, Run]:
         """Why a Job has no pod after a while is only told in the Job's Events (a quota, a
@@ -425,13 +458,17 @@ class QiskitJobReconciler:
                 await self._check_current(job)
                 plan = self._plan(seen, source)
                 await self._prepare(plan, source)
-                await self._create_job(plan, 1, seen.status.source)
+                await self._create_job(plan, 1, seen.status)
             case decisions.StartAttempt(number):
                 await self._check_current(job)
                 await self._restart(seen, number)
             case decisions.StopRuns(job_names):
                 for each in job_names:
                     await self._delete(JOBS, each, namespace, seen.uid, "Foreground")
+            case decisions.StartCancel(ticket, job_id):
+                await self._start_cancel(job, seen, ticket, job_id)
+            case decisions.StopCancel(job_name):
+                await self._stop_cancel(seen, job_name)
             case decisions.CleanUp(output_unused, keep_record):
                 await self._clean_up(seen, output_unused=output_unused, keep_record=keep_record)
             case decisions.DeleteJob():
@@ -513,18 +550,28 @@ class QiskitJobReconciler:
         plan, _ = pinned
         await self._prepare(plan, None)
         # Of the record as it is now: the attempt before may have written last just before it went.
-        progress = await self._progress(seen.namespace, seen.name, number)
-        kept_by = progress.attempt if progress is not None and progress.kept is not None else None
-        await self._create_job(plan, number, seen.status.source, kept_by)
+        record = await self._record_of(seen.namespace, seen.name)
+        progress = kept_progress(record, number)
+        kept_by = progress.attempt if progress is not None else None
+        await self._create_job(plan, number, seen.status, kept_by)
 
     async def _create_job(
         self,
         plan: Plan,
         attempt: int,
-        fetched: SourceStatus | None,
+        status: QiskitJobStatus,
         kept_by: int | None = None,
     ) -> None:
-        job = manifests.kubernetes_job(plan, attempt, self.settings, fetched, kept_by)
+        ticket, known = provider.ticket(status.attempts), status.provider
+        job = manifests.kubernetes_job(
+            plan,
+            attempt,
+            self.settings,
+            status.source,
+            kept_by,
+            ticket,
+            known.job_id if known and known.submission == ticket else None,
+        )
         try:
             await self._ensure(JOBS, job, plan)
         except _Refused as refused:
@@ -534,6 +581,63 @@ class QiskitJobReconciler:
             # later one gets a name of its own.
             job["metadata"]["name"] = names.fit(f"{job['metadata']['name']}-{plan.job.uid[:8]}", 63)
             await self._ensure(JOBS, job, plan)
+
+    async def _start_cancel(
+        self, job: Object, seen: Observed, ticket: int, job_id: str | None
+    ) -> None:
+        """Run the pod that cancels at the provider.
+
+        Raises:
+            _CannotCancel: there will be none.
+        """
+        await self._check_current(job)
+        pinned = await self._pinned(seen.namespace, seen.name, seen.uid)
+        if pinned is None and seen.spec is None:
+            raise _CannotCancel("what it was started with was deleted")
+        plan = pinned[0] if pinned is not None else self._plan(seen, ToFetch("circuit.py"))
+        wanted = manifests.cancelling_job(
+            plan,
+            self.settings,
+            ticket,
+            job_id,
+            tries=provider.CANCEL_TRIES,
+            seconds=provider.CANCEL_PATIENCE.total_seconds(),
+        )
+        account = wanted["spec"]["template"]["spec"].get("serviceAccountName")
+        if account is not None:
+            identity = await self._identity(plan)
+            await self._ensure(SERVICE_ACCOUNTS, manifests.service_account(plan, identity), plan)
+        name = wanted["metadata"]["name"]
+        for each in (name, names.fit(f"{name}-{seen.uid[:8]}", 63)):
+            wanted["metadata"]["name"] = each
+            try:
+                await self.client.create(JOBS, wanted)
+                return
+            except AlreadyExists:
+                with contextlib.suppress(NotFound):
+                    existing = await self.client.get(JOBS, each, seen.namespace)
+                    if seen.uid in _uid_label(existing) and _is_of_canceller(existing):
+                        return
+            except Forbidden as error:
+                # Nothing is created any more in a namespace that goes; its Secrets go as well.
+                if "being terminated" in error.message:
+                    raise _CannotCancel(f"namespace {seen.namespace!r} is being deleted") from None
+                raise
+            except Invalid as error:
+                raise _CannotCancel(error.message) from None
+        raise _Wait(f"the name {name} is taken")
+
+    async def _stop_cancel(self, seen: Observed, job_name: str) -> None:
+        with contextlib.suppress(NotFound):
+            existing = await self.client.get(JOBS, job_name, seen.namespace)
+            if seen.uid in _uid_label(existing) and _is_of_canceller(existing):
+                await self.client.delete(
+                    JOBS,
+                    job_name,
+                    seen.namespace,
+                    uid=existing["metadata"]["uid"],
+                    propagation="Foreground",
+                )
 
     async def _ensure(
         self,
@@ -597,10 +701,33 @@ class QiskitJobReconciler:
         await self._delete(ROLES, base, namespace, seen.uid)
         await self._delete(SERVICE_ACCOUNTS, base, namespace, seen.uid)
         if not keep_record:
-            await self._delete(CONFIGMAPS, names.record_name(seen.name), namespace, seen.uid)
+            await self._delete_record(seen)
         if output_unused and seen.spec is not None and seen.spec.output.type == "configmap":
             output = seen.spec.output.location or names.default_output(seen.name)
             await self._delete(CONFIGMAPS, output, namespace, seen.uid, only_empty=True)
+
+    async def _delete_record(self, seen: Observed) -> None:
+        """Delete it, unless a pod that the cluster has lost sight of has written since.
+
+        Raises:
+            Conflict: a submission has come in, which is to be cancelled first.
+        """
+        name = names.record_name(seen.name)
+        record = await self._record_of(seen.namespace, seen.name)
+        if not names.belongs_to(record, seen.uid):
+            return
+        newest = newest_submission(record)
+        if newest is not None and not newest.over and seen.status.provider is None:
+            raise Conflict(HTTPStatus.CONFLICT, "Conflict", "something was submitted just now")
+        metadata = record["metadata"]
+        with contextlib.suppress(NotFound):
+            await self.client.delete(
+                CONFIGMAPS,
+                name,
+                seen.namespace,
+                uid=metadata["uid"],
+                resource_version=metadata["resourceVersion"],
+            )
 
     async def _delete(
         self,
@@ -757,6 +884,11 @@ def _is_of_a_job(pod: Object) -> bool:
     """Whether the garbage collector will see to the pod; labels are easily copied."""
     owners = pod["metadata"].get("ownerReferences") or ()
     return any(each.get("kind") == "Job" and each.get("controller") for each in owners)
+
+
+def _is_of_canceller(obj: Object) -> bool:
+    """Whether a Job or pod cancels at a provider, and runs nothing."""
+    return names.CANCEL_LABEL in (obj["metadata"].get("labels") or {})
 
 
 def _is_a_ruling(error: ApiError) -> bool:

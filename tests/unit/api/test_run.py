@@ -100,6 +100,7 @@ def test_the_closed_list_of_reasons_and_what_they_mean_for_a_retry() -> None:
         "OutputFull",
         "OutputNotFound",
         "OutputUnavailable",
+        "ProviderJobFailed",
         "SourceFailed",
         "SourceUnavailable",
         "StageFailed",

@@ -104,16 +104,99 @@ def test_a_crash_between_any_two_writes_changes_nothing(step: int, writes: int) 
     assert len(world.started) == 1
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("writes", range(12))
+@pytest.mark.parametrize("step", range(16))
+def test_a_crash_between_any_two_writes_submits_nothing_twice(step: int, writes: int) -> None:
+    world = World(remote=True)
+    for _ in range(step):
+        world.sync()
+        world.reconcile()
+        world.control_jobs()
+        for pod in world.alive():
+            world.step(pod)
+    world.sync()
+    world.reconcile(writes)
+    world.settle()
+    world.check_rest()
+    assert world.phases == ALL_PHASES
+    assert [each.state for each in world.ledger] == ["Done"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+@pytest.mark.parametrize("cut_off", [False, True])
+@pytest.mark.parametrize("key_works", [False, True])
+@pytest.mark.parametrize("step", range(20))
+def test_whenever_it_is_ended_nothing_is_left_at_the_provider(
+    step: int, how: str, cut_off: bool, key_works: bool
+) -> None:
+    world = World(remote=True, key_works=key_works)
+    for _ in range(step):
+        world.sync()
+        world.reconcile()
+        world.control_jobs()
+        for pod in world.alive():
+            world.step(pod)
+    if cut_off and world.alive():
+        world.mishap("cut off")
+    getattr(world, how)()
+    world.settle()
+    world.check_rest()
+    reasons = [each.reason for each in world.events]
+    if "CancelledAtProvider" in reasons or "NotCancelledAtProvider" in reasons:
+        assert ("CancelledAtProvider" in reasons) == key_works
+
+
+def test_a_provider_s_job_that_fails_is_followed_by_another_one() -> None:
+    world = World(job=Stored(spec(execution={"maxRetries": 2})), remote=True)
+    for _ in range(400):
+        world.turn(1)
+        if world.ledger and len(world.ledger) < 3:
+            world.provider_mishap("Failed")
+    world.settle()
+    world.check_rest()
+    assert world.job is not None
+    assert world.job.status.phase == "Completed"
+    assert [(each.ticket, each.state) for each in world.ledger] == [
+        (1, "Failed"),
+        (2, "Failed"),
+        (3, "Done"),
+    ]
+
+
+def test_a_job_that_fails_while_its_circuit_is_in_the_queue_cancels_it_there() -> None:
+    world = World(job=Stored(spec(execution={"maxRetries": 0})), remote=True)
+    for _ in range(200):
+        world.turn(1)
+        if world.ledger:
+            break
+    world.fail(world.alive()[-1], Reason.EXECUTOR_FAILED)
+    world.settle()
+    world.check_rest()
+    assert world.job is not None
+    assert world.job.status.phase == "Failed"
+    assert [each.state for each in world.ledger] == ["Cancelled"]
+    assert [each.reason for each in world.events][-3:] == [
+        "CancellingAtProvider",
+        "CancelledAtProvider",
+        "ExecutorFailed",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(120))
 def test_long_stories(seed: int) -> None:
     """Longer than those below, and always the same."""
     fate = random.Random(seed)
     wanted = spec(execution={"maxRetries": fate.choice([0, 1, 2])})
-    world = World(job=Stored(wanted), replaces=fate.random() < 0.3)
+    world = World(
+        job=Stored(wanted),
+        replaces=fate.random() < 0.3,
+        remote=seed >= 60,
+        key_works=fate.random() < 0.8,
+    )
     permanent = fate.choice([Reason.OUTPUT_CONFLICT, Reason.EXECUTOR_FAILED])
     ends = fate.randrange(200)
     for n in range(60):
-        match fate.choices(range(8), (8, 4, 4, 2, 2, 3, 1, 1))[0]:
+        match fate.choices(range(9), (8, 4, 4, 2, 2, 3, 1, 1, world.remote))[0]:
             case 0:
                 world.turn(fate.randint(1, 6))
             case 1:
@@ -131,6 +214,8 @@ def test_long_stories(seed: int) -> None:
                 world.fail(world.alive()[-1], permanent)
             case 7 if world.jobs:
                 world.lose_job()
+            case 8:
+                world.provider_mishap(fate.choice(["Failed", "Cancelled"]))
         if n == ends:
             fate.choice([world.cancel, world.delete])()
     world.settle()
@@ -148,14 +233,25 @@ class Mishaps(RuleBasedStateMachine):
         ttl=st.none() | st.just(5),
         replaces=st.booleans(),
         head_start=st.integers(0, 14),
+        remote=st.booleans(),
+        key_works=st.booleans(),
     )
     def begin(
-        self, retries: int, timeout: str, ttl: int | None, replaces: bool, head_start: int
+        self,
+        retries: int,
+        timeout: str,
+        ttl: int | None,
+        replaces: bool,
+        head_start: int,
+        remote: bool,
+        key_works: bool,
     ) -> None:
         wanted = spec(
             execution={"maxRetries": retries, "timeout": timeout}, ttlSecondsAfterFinished=ttl
         )
-        self.world = World(job=Stored(wanted), replaces=replaces)
+        self.world = World(
+            job=Stored(wanted), replaces=replaces, remote=remote, key_works=key_works
+        )
         self.world.turn(head_start)
 
     # -- everybody ------------------------------------------------------------------
@@ -204,6 +300,19 @@ class Mishaps(RuleBasedStateMachine):
     @rule(how=st.sampled_from(MISHAPS))
     def the_pod_has_a_mishap(self, how: str) -> None:
         self.world.mishap(how)
+
+    @precondition(lambda self: self.world.remote)
+    @rule(cut_off=st.booleans())
+    def pods_at_the_provider_go_on(self, cut_off: bool) -> None:
+        if cut_off:
+            self.world.step_zombies()
+        else:
+            self.world.step_canceller()
+
+    @precondition(lambda self: self.world.ledger)
+    @rule(how=st.sampled_from(["Failed", "Cancelled"]))
+    def the_provider_s_job_has_a_mishap(self, how: str) -> None:
+        self.world.provider_mishap(how)
 
     @precondition(lambda self: any(pod["step"] >= 2 for pod in self.world.alive()))
     @rule(reason=st.sampled_from([each for each in Reason if each.retry is not Retry.FREE]))

@@ -24,7 +24,8 @@ from qiskit_controller.api.qiskitjob import (
     QiskitJobStatus,
 )
 from qiskit_controller.api.quantities import format_time, parse_time
-from qiskit_controller.api.run import Progress, Reason, Retry
+from qiskit_controller.api.run import Progress, Reason, Retry, Submission
+from qiskit_controller.reconcilers.qiskitjob import provider
 from qiskit_controller.reconcilers.qiskitjob.decision import (
     AddFinalizer,
     CleanUp,
@@ -34,11 +35,19 @@ from qiskit_controller.reconcilers.qiskitjob.decision import (
     RemoveFinalizer,
     Start,
     StartAttempt,
+    StartCancel,
+    StopCancel,
     StopRuns,
     decide,
     refuse,
 )
-from qiskit_controller.reconcilers.qiskitjob.observed import Observed, Run, Source, view_run
+from qiskit_controller.reconcilers.qiskitjob.observed import (
+    Canceller,
+    Observed,
+    Run,
+    Source,
+    view_run,
+)
 
 from . import kubelet
 from .support import LIMITS, NOW, observed, spec
@@ -58,8 +67,16 @@ MISHAPS = (
     "unschedulable",
     "image",
     "nonsense",
+    "cut off",
 )
 _ORDER: dict[str | None, int] = {None: -1} | {each: n for n, each in enumerate(get_args(Phase))}
+
+
+# How long a submission without an answer is looked for, and how soon it follows its intent; as in
+# the executor, where the first is larger than the second.
+SETTLING = timedelta(seconds=105)
+SUBMITTING = timedelta(seconds=15)
+OVER = ("Done", "Failed", "Cancelled")
 
 
 class Crash(Exception):
@@ -83,6 +100,15 @@ class Stored:
 
 
 @attrs.define
+class Sold:
+    """A job in the provider's ledger."""
+
+    id: str
+    ticket: int
+    state: str = "Queued"
+
+
+@attrs.define
 class World:
     """See the module's description.
 
@@ -91,6 +117,10 @@ class World:
         jobs, pods: as the API server has them.
         replaces: whether a Job makes up for a pod that is deleted (before Kubernetes 1.23), or
             fails of it.
+        remote: whether the circuit runs at a provider.
+        ledger: what was submitted there.
+        zombies: pods that the cluster has forgotten and that run all the same.
+        key_works: whether the provider lets the pod that cancels in.
     """
 
     job: Stored | None = attrs.field(factory=lambda: Stored(spec()))
@@ -101,6 +131,12 @@ class World:
     helpers: bool = False  # the service account and its role
     output: str | None = None  # None: no ConfigMap; "" an empty one
     replaces: bool = False
+    remote: bool = False
+    ledger: list[Sold] = attrs.field(factory=list)
+    submissions: dict[int, Submission] = attrs.field(factory=dict)
+    zombies: list[Object] = attrs.field(factory=list)
+    canceller: Object | None = None
+    key_works: bool = True
     now: datetime = NOW
     events: list[EventNote] = attrs.field(factory=list)
     phases: list[str] = attrs.field(factory=list)
@@ -110,6 +146,7 @@ class World:
     _cached_job: Stored | None = None
     _cached_jobs: dict[str, Object] = attrs.field(factory=dict)
     _cached_pods: dict[str, Object] = attrs.field(factory=dict)
+    _cached_canceller: Object | None = None
 
     def __attrs_post_init__(self) -> None:
         self.sync()
@@ -124,17 +161,21 @@ class World:
         if jobs and self._cached_jobs != self.jobs:
             self._cached_jobs = copy.deepcopy(self.jobs)
             self.timer = self.now
+        if jobs and self._cached_canceller != self.canceller:
+            self._cached_canceller = copy.deepcopy(self.canceller)
+            self.timer = self.now
         if pods and self._cached_pods != self.pods:
             self._cached_pods = copy.deepcopy(self.pods)
             self.timer = self.now
 
     @property
     def synced(self) -> bool:
-        return (self._cached_job, self._cached_jobs, self._cached_pods) == (
-            self.job,
-            self.jobs,
-            self.pods,
-        )
+        return (
+            self._cached_job,
+            self._cached_jobs,
+            self._cached_pods,
+            self._cached_canceller,
+        ) == (self.job, self.jobs, self.pods, self.canceller)
 
     # -- the reconciler's shell -----------------------------------------------------
 
@@ -199,7 +240,16 @@ class World:
             pod = runs[last.number].pod
             if pod is not None and pod.executor_started and self.helpers:
                 progress = self.record.get(last.number)
+        submission = None
+        reads = seen_to_run(runs, last) or status.phase in ("Scheduling", "Running")
+        reads = reads or (last is not None and last.number > 1) or wanted.cancel
+        if (last and status.phase not in FINISHED and self.helpers) and (reads or cached.deleting):
+            newest = max(self.submissions, default=None)
+            submission = self.submissions[newest] if newest is not None else None
+        cancels = self._cached_canceller
         return observed(
+            submission=submission,
+            canceller=None if cancels is None else view_canceller(cancels),
             uid=UID,
             generation=cached.generation,
             deleting=cached.deleting,
@@ -229,19 +279,34 @@ class World:
                 if self.pinned is None:
                     next(budget)
                     self.pinned = seen.spec
-                self._make_job(1, budget)
+                self._make_job(1, seen, budget)
             case StartAttempt(number):
                 self._check_current(cached)
                 if self.pinned is None:
                     raise _Refused("the input was deleted")
-                self._make_job(number, budget)
+                self._make_job(number, seen, budget)
             case StopRuns(job_names):
                 for name in job_names:
                     self._stop(name, budget)
+            case StartCancel(ticket, job_id):
+                self._check_current(cached)
+                if self.canceller is None:
+                    next(budget)
+                    self.canceller = {
+                        "ticket": ticket,
+                        "id": job_id,
+                        "since": self.now,
+                        "tries": 0,
+                        "ended": None,
+                    }
+            case StopCancel():
+                next(budget)
+                self.canceller = None
             case CleanUp(output_unused):
                 next(budget)
                 self.helpers = False
                 self.record.clear()
+                self.submissions.clear()
                 if output_unused and self.output == "":
                     self.output = None
             case DeleteJob():
@@ -263,7 +328,7 @@ class World:
         cached.version, cached.finalized = self.job.version, present
         self._collect()
 
-    def _make_job(self, number: int, budget: Iterator[None]) -> None:
+    def _make_job(self, number: int, seen: Observed, budget: Iterator[None]) -> None:
         if not self.helpers:
             next(budget)
             self.helpers = True
@@ -298,6 +363,7 @@ class World:
                 "labels": {names.ATTEMPT_LABEL: str(number)},
             },
             "status": {},
+            "ticket": provider.ticket(seen.status.attempts),
         }
         self.started.append((number, self.now))
 
@@ -362,6 +428,7 @@ class World:
             self.pinned = self.output = None
             self.helpers = False
             self.record.clear()
+            self.submissions.clear()
             for name in list(self.jobs):
                 self._stop(name, _writes(None))
 
@@ -398,6 +465,7 @@ class World:
             "owner": job["metadata"]["uid"],
             "status": {"phase": "Pending"},
             "attempt": int(job["metadata"]["labels"][names.ATTEMPT_LABEL]),
+            "ticket": job["ticket"],
             "step": 0,
         }
         job["status"]["pods"] = 1
@@ -431,6 +499,12 @@ class World:
                 pod["status"] = kubelet.pod_status(ran, kubelet.running(self.now))
             case 3:
                 self._tell(pod, "Validated")
+            case 4 if self.remote:
+                if not self._at_provider(pod):
+                    return
+                self._tell(pod, "Executing")
+            case 5 if self.remote and not self._ran(pod):
+                return
             case 4:
                 self._tell(pod, "Executing")
             case _:
@@ -438,6 +512,111 @@ class World:
                 told = kubelet.success(pod["attempt"], self.now)
                 self.end(pod, 0, message=told)
         pod["step"] += 1
+
+    # -- the executor at a provider -------------------------------------------------
+
+    def _at_provider(self, pod: Object) -> bool:
+        """One step on the way to a job that runs there; whether it does."""
+        if not self.helpers:
+            # The API server does not let it near the record any more.
+            return False
+        ticket, mine = pod["ticket"], pod["attempt"]
+        if any(each.attempt > mine for each in self.submissions.values()):
+            self.fail(pod, Reason.EXECUTOR_FAILED)
+            return False
+        known = self.submissions.get(ticket)
+        match pod.setdefault("doing", "looking"):
+            case "looking" if known is not None and known.id is not None:
+                pod["doing"] = "waiting"
+            case "looking":
+                found = next((each for each in self.ledger if each.ticket == ticket), None)
+                since = pod.setdefault("since", self.now)
+                if found is not None:
+                    self._note(pod, found)
+                    pod["doing"] = "waiting"
+                elif known is None or self.now - since >= SETTLING:
+                    self._note(pod, None)
+                    pod["intended"] = self.now
+                    pod["doing"] = "submitting"
+            case "submitting" if self.now - pod["intended"] > SUBMITTING:
+                pod["doing"] = "looking"
+                pod.pop("since")
+            case "submitting":
+                self._sell(ticket)
+                pod["doing"] = "remembering"
+            case "remembering":
+                self._note(pod, self._sold(ticket))
+                pod["doing"] = "waiting"
+            case _:
+                sold = self._sold(ticket)
+                if sold.state == "Queued":
+                    sold.state = "Running"
+                self._note(pod, sold)
+                return self._unless_failed(pod, sold)
+        return False
+
+    def _ran(self, pod: Object) -> bool:
+        sold = self._sold(pod["ticket"])
+        if sold.state == "Running":
+            sold.state = "Done"
+        if self.helpers:
+            self._note(pod, sold)
+        return self._unless_failed(pod, sold)
+
+    def _unless_failed(self, pod: Object, sold: Sold) -> bool:
+        if sold.state == "Cancelled":
+            self.fail(pod, Reason.PROVIDER_JOB_CANCELLED)
+        elif sold.state == "Failed":
+            self.fail(pod, Reason.PROVIDER_JOB_FAILED)
+        return sold.state in ("Running", "Done")
+
+    def _sold(self, ticket: int) -> Sold:
+        return next(each for each in self.ledger if each.ticket == ticket)
+
+    def _sell(self, ticket: int) -> None:
+        assert all(each.ticket != ticket for each in self.ledger), "paid twice"
+        assert all(each.state == "Failed" for each in self.ledger), "two jobs at a time"
+        self.ledger.append(Sold(f"sold-{len(self.ledger) + 1}", ticket))
+
+    def _note(self, pod: Object, sold: Sold | None) -> None:
+        self.submissions[pod["ticket"]] = Submission(
+            ticket=pod["ticket"],
+            attempt=pod["attempt"],
+            id=sold.id if sold else None,
+            backend="device" if sold else None,
+            state=sold.state if sold else None,  # type: ignore[arg-type]
+        )
+        self.timer = self.now
+
+    def step_zombies(self) -> None:
+        """Pods on a node that is cut off from the cluster, but not from the provider."""
+        for pod in self.zombies:
+            if pod["step"] == 4 and pod["status"].get("phase") not in ("Succeeded", "Failed"):
+                self._at_provider(pod)
+
+    def step_canceller(self) -> None:
+        """The pod that cancels at the provider."""
+        job = self.canceller
+        if job is None or job["ended"] is not None:
+            return
+        if not self.key_works:
+            job["tries"] += 1
+            if job["tries"] >= provider.CANCEL_TRIES:
+                job["ended"] = "failed"
+            return
+        found = [each for each in self.ledger if job["id"] == each.id]
+        found += [each for each in self.ledger if job["ticket"] == each.ticket]
+        if not found and self.now - job["since"] < SETTLING:
+            return
+        for each in found:
+            if each.state not in OVER:
+                each.state = "Cancelled"
+        job["ended"] = "complete"
+
+    def provider_mishap(self, how: str) -> None:
+        """The newest job at the provider fails, or is cancelled there by somebody."""
+        if self.ledger and self.ledger[-1].state not in OVER:
+            self.ledger[-1].state = how
 
     def _tell(self, pod: Object, stage: Any) -> None:
         if self.helpers:
@@ -468,6 +647,8 @@ class World:
                 pod["metadata"]["deletionTimestamp"] = format_time(self.now)
             case "gone":
                 del self.pods[pod["metadata"]["name"]]
+            case "cut off":
+                self.zombies.append(self.pods.pop(pod["metadata"]["name"]))
             case "oom":
                 self.end(pod, 137, "OOMKilled")
             case "exit 1" | "exit 137" | "exit 143":
@@ -496,6 +677,8 @@ class World:
             self.control_jobs()
             for pod in self.alive():
                 self.step(pod)
+            self.step_zombies()
+            self.step_canceller()
 
     def settle(self, steps: int = 400) -> None:
         """No more mishaps: everybody does what they do, and time passes only for timers."""
@@ -506,26 +689,41 @@ class World:
             if self.timer is not None and self.timer <= self.now:
                 self.reconcile()
                 continue
-            before = copy.deepcopy((self.jobs, self.pods, self.record))
+            before = copy.deepcopy(self._moving())
             self.end_deletions()
             self.control_jobs()
             for pod in list(self.pods.values()):
                 if pod["status"].get("phase") not in ("Succeeded", "Failed"):
                     self.step(pod)
-            if (self.jobs, self.pods, self.record) != before:
+            self.step_zombies()
+            self.step_canceller()
+            if self._moving() != before:
                 continue
             if self.timer is None:
                 return
             self.now = self.timer
         raise AssertionError(f"no end in sight: {self.phases[-10:]}, {self.job}")
 
+    def _moving(self) -> tuple[object, ...]:
+        return (
+            self.jobs,
+            self.pods,
+            self.record,
+            self.ledger,
+            self.submissions,
+            self.canceller,
+            self.zombies,
+        )
+
     def check_rest(self) -> None:
         """What must hold when nothing moves any more."""
+        self._check_ledger()
         if self.job is None:
             self.end_deletions()
             self.control_jobs()
             assert not self.jobs
             assert not self.pods
+            assert self.canceller is None, "a Kubernetes Job is left behind"
             return
         status = self.job.status
         assert not self.job.deleting, "deletion is waited for in vain"
@@ -538,6 +736,32 @@ class World:
         self.sync()
         decision = decide(self.observe(self.job), LIMITS)
         assert (decision.status, decision.actions, decision.events) == (status, (), ())
+
+    def _check_ledger(self) -> None:
+        """Whatever was paid for has ended, or the user was told."""
+        told = any(each.reason == "NotCancelledAtProvider" for each in self.events)
+        for each in self.ledger:
+            assert each.state in OVER or told, f"{each.id} is left {each.state}"
+        if told:
+            assert not self.key_works
+        tickets = [each.ticket for each in self.ledger]
+        assert tickets == list(range(1, len(tickets) + 1))
+        if self.remote and self.job is not None and self.job.status.phase == "Completed":
+            assert self.ledger[-1].state == "Done"
+
+
+def seen_to_run(runs: dict[int, Run], last: Any) -> bool:
+    """Whether the executor of the last attempt has begun, as far as the cache knows."""
+    run = runs.get(last.number) if last is not None else None
+    return run is not None and run.pod is not None and run.pod.executor_started is not None
+
+
+def view_canceller(job: Object) -> Canceller:
+    return Canceller(
+        job_name=names.cancel_name("bell"),
+        complete=job["ended"] == "complete",
+        failed="it was tried too often" if job["ended"] == "failed" else None,
+    )
 
 
 class _Refused(Exception):
