@@ -89,7 +89,12 @@ class RunFailed(Exception):
 
 
 class RunnerDriver(Protocol):
-    """How the executor runs a circuit on a backend type."""
+    """How the executor runs a circuit on a backend type, in its own pod.
+
+    A pod that is lost takes its run with it, and the next one runs the circuit again. So this is
+    for what costs nothing by the run; what does is a
+    :class:`~qiskit_controller.drivers.remote.RemoteDriver`.
+    """
 
     def run(
         self,

@@ -197,7 +197,7 @@ def decide(seen: Observed, limits: Limits) -> Decision:
     failing = find(status.conditions, "Failed")
     if failing is not None and failing.status == "Unknown":
         return _end_failing(seen, failing)
-    if seen.spec is not None and seen.spec.cancel:
+    if seen.spec is not None and seen.spec.cancel and not _has_succeeded(seen):
         return _cancel(seen)
     if not status.attempts:
         return _start(seen)
@@ -413,8 +413,11 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
     report = pod.report
     if report is None or report.reason is not None:
         return None
-    results = _results(seen, report)
     location = report.stored.location if report.stored else None
+    ran = _executed(seen)
+    if ran is not None and ran.report is not None and len(ran.report.counts) > len(report.counts):
+        # The record has more room for them.
+        report = attrs.evolve(report, counts=ran.report.counts)
     message = (
         f"{report.shots} shots on {report.backend} in {_seconds(report.execution_time)}; "
         f"results in {location}"
@@ -431,7 +434,7 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
         completion_time=format_time(seen.now),
         backend=report.backend or status.backend,
         cost=seen.cost,
-        results=results,
+        results=_results(seen, report),
         results_location=location,
         circuit_metrics=report.circuit_metrics or status.circuit_metrics,
         attempts=_close(seen, ended=_ended(pod, seen.now)),
@@ -750,13 +753,15 @@ def _attempt_failed(
         status = attrs.evolve(status, phase="Running", running_time=running)
     else:
         status = attrs.evolve(status, phase="Pending", running_time=None, results=None)
-    if kept is not None or reason in _ABOUT_OUTPUT:
+    was_storing = find(status.conditions, "ResultsStored") is not None
+    if kept is not None or was_storing or reason in _ABOUT_OUTPUT:
         status = _put(seen, status, "ResultsStored", "False", str(reason), message)
     status = _put(seen, status, "PodStarted", "False", str(reason), message)
     note = EventNote("Warning", "Retrying", text)
-    # The Job stays: its log may say why. Only one that still runs is ended.
-    stop = _stop((run,)) if run is not None and _alive(run) else ()
-    return Decision(status, stop, (note,), requeue_after=delay)
+    # The Job stays: its log may say why. One that still runs is ended next, once the verdict is
+    # written: its pod would be seen to go, and that would be another verdict.
+    alive = run is not None and _alive(run)
+    return Decision(status, (), (note,), requeue_after=timedelta(0) if alive else delay)
 
 
 def _between_attempts(seen: Observed, last: AttemptStatus) -> Decision:
@@ -823,6 +828,7 @@ def _fail(
         status = attrs.evolve(status, circuit_metrics=metrics)
     elif validated is False or (was_valid is not None and was_valid.status == "Unknown"):
         status = _put(seen, status, "Validated", "False", str(reason), message)
+    status = _settled(seen, status, str(reason), message)
     ran = _executed(seen)
     report = stop.pod.report if stop and stop.pod else None
     if report is None or report.shots is None:
@@ -844,22 +850,27 @@ def _fail(
         )
     clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
     actions: tuple[Action, ...] = (clean_up,) if status.attempts else ()
-    ends = _stop((stop,)) if stop is not None and _alive(stop) else ()
-    if provider.is_held(seen.status):
-        return Decision(_failing(seen, status, reason, message), ends, requeue_after=timedelta(0))
-    return Decision(status, (*ends, *actions), (EventNote("Warning", str(reason), message),))
+    # The verdict is written before anything is done about it. A pod that is ended would be seen
+    # to go, and a record that is deleted no longer tells the counts: another verdict.
+    runs = stop is not None and _alive(stop)
+    only_recorded = ran is not None and (report is None or report is ran.report)
+    if provider.is_held(seen.status) or runs or only_recorded:
+        return Decision(_failing(seen, status, reason, message), requeue_after=timedelta(0))
+    return Decision(status, actions, (EventNote("Warning", str(reason), message),))
 
 
 def _failing(
     seen: Observed, failed: QiskitJobStatus, reason: Reason, message: str
 ) -> QiskitJobStatus:
-    """The status of a job that fails as soon as nothing of it is left at the provider.
+    """The status of a job that fails as soon as nothing of it is left, here or at the provider.
 
     Args:
         failed: the status that it will have, but for what is yet to come.
     """
     status = _put(seen, failed, "Failed", "Unknown", str(reason), message)
-    text = f"{reason}: {message}. {provider.cancelling(seen)}"
+    text = f"{reason}: {message}"
+    if provider.is_held(seen.status):
+        text += f". {provider.cancelling(seen)}"
     return attrs.evolve(
         status, phase=seen.status.phase, completion_time=None, message=text[:MAX_MESSAGE]
     )
@@ -867,7 +878,9 @@ def _failing(
 
 def _end_failing(seen: Observed, failing: Condition) -> Decision:
     """On the way to Failed: everything is ended first, here and at the provider."""
-    if running := tuple(run for run in seen.runs.values() if _alive(run)):
+    running = tuple(run for run in seen.runs.values() if _alive(run))
+    # A pod on a node that is lost may take long to go; only what it may submit is waited for.
+    if running and (provider.is_held(seen.status) or not all(each.deleting for each in running)):
         return Decision(seen.status, _stop(running), requeue_after=RECHECK)
     if (step := _release(seen)) is not None:
         return step
@@ -935,6 +948,7 @@ def _cancel(seen: Observed) -> Decision:
     message = "Cancelled by spec.cancel"
     status = _with_condition(seen, "Cancelled", "True", "Cancelled", message)
     status = _put(seen, status, "Complete", "False", "Cancelled", message)
+    status = _settled(seen, status, "Cancelled", message)
     status = attrs.evolve(
         status, phase="Cancelled", message=message, completion_time=format_time(seen.now)
     )
@@ -979,6 +993,24 @@ def _delete(seen: Observed) -> Decision:
 
 
 # --- small things ---------------------------------------------------------------------------
+
+
+def _settled(seen: Observed, status: QiskitJobStatus, reason: str, text: str) -> QiskitJobStatus:
+    """`status` without conditions that tell of something yet to come, for a job that ends."""
+    for type_ in ("Validated", "PodStarted"):
+        found = find(status.conditions, type_)
+        if found is not None and found.status != "True":
+            status = _put(seen, status, type_, "False", reason, text)
+    return status
+
+
+def _has_succeeded(seen: Observed) -> bool:
+    """Whether the result is stored already, though the status does not say so yet."""
+    if not seen.status.attempts or seen.status.attempts[-1].completion_time is not None:
+        return False
+    run = seen.runs.get(seen.status.attempts[-1].number)
+    report = run.pod.report if run is not None and run.pod is not None else None
+    return report is not None and report.reason is None
 
 
 def _alive(run: Run) -> bool:

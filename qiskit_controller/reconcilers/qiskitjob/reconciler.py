@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -44,6 +45,7 @@ from qiskit_controller.kube.events import EventRecorder
 from qiskit_controller.kube.informer import Informer
 from qiskit_controller.kube.objects import Object, key_of
 from qiskit_controller.kube.queue import WorkQueue
+from qiskit_controller.kube.reflector import Tuning
 from qiskit_controller.kube.resources import (
     CONFIGMAPS,
     EVENTS,
@@ -75,10 +77,15 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
 log = structlog.get_logger(__name__)
 
 QISKITJOBS = Resource(qiskitjob.GROUP, qiskitjob.VERSION, qiskitjob.PLURAL, qiskitjob.KIND)
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 # Urgent jobs are looked at before others; all of it stays above mere reminders.
 _PRIORITIES = {"low": 0, "normal": 10, "high": 20, "urgent": 30}
 _BY_UID = "job-uid"
 _BY_CONFIG_MAP = "config-map"
+# Code that is longer is not kept in the cache.
+_SHORT_CODE = 4096
+# An object may be 1.5 MB, and a page of them is in memory as a whole.
+_SMALL_PAGES = Tuning(page_size=50)
 # How soon to look again when an old owner's garbage is still being collected.
 _GARBAGE_PATIENCE = timedelta(seconds=2)
 
@@ -102,8 +109,11 @@ class _Refused(Exception):
 
 @attrs.frozen
 class Caches:
-    """The informers that the reconciler reads. They hold whole objects, except ConfigMaps,
-    of which only the metadata is ever read into memory."""
+    """The informers that the reconciler reads.
+
+    They hold of each object what a decision needs: of QiskitJobs all but long code, of pods the
+    status, of ConfigMaps as much of the metadata as leads to a QiskitJob.
+    """
 
     jobs: Informer  # QiskitJobs
     kubernetes_jobs: Informer
@@ -115,7 +125,9 @@ class Caches:
         """Informers over all namespaces, indexed and ready to run."""
         ours = f"{names.MANAGED_BY}={names.MANAGER}"
         caches = cls(
-            jobs=Informer(client, QISKITJOBS, resync_period=600),
+            jobs=Informer(
+                client, QISKITJOBS, resync_period=600, transform=_slim_job, tuning=_SMALL_PAGES
+            ),
             kubernetes_jobs=Informer(client, JOBS, label_selector=ours),
             pods=Informer(client, PODS, label_selector=ours, transform=_slim_pod),
             config_maps=Informer(client, CONFIGMAPS, metadata_only=True, transform=_slim_metadata),
@@ -221,7 +233,8 @@ class QiskitJobReconciler:
     async def _observe(self, job: Object) -> Observed:
         metadata = job["metadata"]
         uid, namespace, name = metadata["uid"], metadata["namespace"], metadata["name"]
-        status = from_wire(job.get("status") or {}, QiskitJobStatus)
+        deleting = "deletionTimestamp" in metadata
+        status = _read_status(job, deleting)
         judged = _judge(name, job["spec"])
         spec = judged.spec
         runs = await self._confirmed(namespace, status, uid, self._runs(uid))
@@ -229,7 +242,6 @@ class QiskitJobReconciler:
         progress: Progress | None = None
         submission: Submission | None = None
         changed: list[str] = []
-        deleting = "deletionTimestamp" in metadata
         active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
         if active:
             pinned = await self._pinned(namespace, name, uid)
@@ -245,7 +257,7 @@ class QiskitJobReconciler:
                     ttl_seconds_after_finished=spec.ttl_seconds_after_finished if spec else None,
                 )
             elif not status.attempts and spec is not None and judged.sound:
-                source = await self._source(namespace, spec)
+                source = await self._source(job, spec)
         if active and status.attempts:
             number = status.attempts[-1].number
             current = runs.get(number)
@@ -278,17 +290,30 @@ class QiskitJobReconciler:
             status=status,
             source=source,
             runs=runs,
-            pods_left=sum(
-                _is_of_a_job(pod)
-                for pod in self.caches.pods.by_index(_BY_UID, uid)
-                if not _is_of_canceller(pod)
-            ),
+            pods_left=self._pods_left(uid),
             progress=progress,
             spec_changed=changed,
             now=self.clock(),
             submission=submission,
             canceller=canceller,
             cancel_pods=cancel_pods,
+        )
+
+    def _pods_left(self, uid: str) -> int:
+        """Pods that the garbage collector will see to, or is at it.
+
+        Those of a Job that is no longer ours, because the QiskitJob was deleted with
+        ``--cascade=orphan``, stay with that Job.
+        """
+        orphans = {
+            job["metadata"]["uid"]
+            for job in self.caches.kubernetes_jobs.by_index(_BY_UID, uid)
+            if not names.belongs_to(job, uid)
+        }
+        return sum(
+            _is_of_a_job(pod) and not any(names.belongs_to(pod, each) for each in orphans)
+            for pod in self.caches.pods.by_index(_BY_UID, uid)
+            if not _is_of_canceller(pod)
         )
 
     def _canceller(self, uid: str) -> tuple[Canceller | None, int]:
@@ -322,22 +347,38 @@ class QiskitJobReconciler:
         if status.phase not in ("Validating", "Scheduling", "Running") or not status.attempts:
             return runs
         last = status.attempts[-1]
-        if last.completion_time is not None or last.number in runs:
+        if last.completion_time is not None:
             return runs
+        known = runs.get(last.number)
+        if known is not None:
+            ended = known.failed is not None or known.complete
+            told = known.pod is not None and known.pod.report is not None
+            waited = known.ended is None or self.clock() >= known.ended + decisions.POD_PATIENCE
+            if not ended or told or not waited:
+                return runs
         try:
             job = await self.client.get(JOBS, last.job_name, namespace)
         except NotFound:
             return runs
         if not names.belongs_to(job, uid):
             return runs
-        return runs | {last.number: view_run(job, [], last.number)}
+        pods: Sequence[Object] = ()
+        if known is not None:
+            # Its pod has said nothing, as far as the cache knows; the watch of the pods may be
+            # the one that is behind.
+            label = f"job-name={last.job_name}"
+            pods = (await self.client.list(PODS, namespace, label_selector=label))["items"]
+        mine = [pod for pod in pods if names.belongs_to(pod, job["metadata"]["uid"])]
+        return runs | {last.number: view_run(job, mine, last.number)}
 
-    async def _source(
-        self, namespace: str, spec: QiskitJobSpec
-    ) -> Source | ToFetch | SourceMissing:
-        circuit = spec.circuit
+    async def _source(self, job: Object, spec: QiskitJobSpec) -> Source | ToFetch | SourceMissing:
+        namespace, circuit = job["metadata"]["namespace"], spec.circuit
         if circuit.source == "inline":
-            return Source("circuit.py", (circuit.code or "").encode())
+            code = circuit.code or ""
+            if code.startswith(_FINGERPRINT):
+                # Long code is not in the cache; or, of all things, this is the code.
+                code = (await self._check_current(job))["spec"]["circuit"]["code"]
+            return Source("circuit.py", code.encode())
         if circuit.source == "url" and circuit.url is not None:
             path = sources.parse_url(circuit.url).path
             return ToFetch(sources.file_name(path, RESERVED_FILES))
@@ -369,14 +410,18 @@ class QiskitJobReconciler:
     async def _pinned(
         self, namespace: str, name: str, uid: str
     ) -> tuple[Plan, Source | ToFetch] | None:
-        """What was started, plan and code, unless nothing was, or someone deleted it."""
+        """What was started, plan and code, unless nothing was, or someone spoiled it."""
         try:
             config_map = await self.client.get(CONFIGMAPS, names.input_name(name), namespace)
         except NotFound:
             return None
         if not names.belongs_to(config_map, uid):
             return None
-        plan = from_wire(json.loads(config_map["data"][PLAN_FILE]), Plan)
+        try:
+            plan = from_wire(json.loads(config_map["data"][PLAN_FILE]), Plan)
+        except (KeyError, ValueError) as error:
+            log.warning("what was started cannot be read", error=str(error))
+            return None
         if plan.source.fetched:
             return plan, ToFetch(plan.source.file)
         source = Source(plan.source.file, _value(config_map, plan.source.file) or b"")
@@ -475,8 +520,8 @@ class QiskitJobReconciler:
                 with contextlib.suppress(NotFound):
                     await self.client.delete(QISKITJOBS, name, namespace, uid=seen.uid)
 
-    async def _check_current(self, job: Object) -> None:
-        """Before a pod is started: that the cache is not behind.
+    async def _check_current(self, job: Object) -> Object:
+        """The QiskitJob as it is stored. Before a pod is started: that the cache is not behind.
 
         Every other decision from a stale cache is undone by the conflict that its status meets.
         A pod would be running by then, perhaps of a job that has ended.
@@ -491,6 +536,7 @@ class QiskitJobReconciler:
             raise Conflict(HTTPStatus.CONFLICT, "Conflict", error.message) from None
         if now["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
             raise Conflict(HTTPStatus.CONFLICT, "Conflict", "the cache is behind")
+        return now
 
     def _plan(self, seen: Observed, source: Source | ToFetch) -> Plan:
         if seen.spec is None:
@@ -545,7 +591,7 @@ class QiskitJobReconciler:
             raise _Refused(
                 Reason.EXECUTOR_FAILED,
                 f"ConfigMap {names.input_name(seen.name)!r}, which holds what this job runs, "
-                "was deleted",
+                "was deleted or overwritten",
             )
         plan, _ = pinned
         await self._prepare(plan, None)
@@ -781,8 +827,11 @@ class QiskitJobReconciler:
             body = {
                 "apiVersion": qiskitjob.API_VERSION,
                 "kind": qiskitjob.KIND,
-                "metadata": job["metadata"],
-                "spec": job["spec"],
+                "metadata": {
+                    each: job["metadata"][each]
+                    for each in ("name", "namespace", "uid", "resourceVersion")
+                },
+                # The API server takes all else from the object that it has.
                 "status": to_wire(new),
             }
             try:
@@ -860,10 +909,10 @@ def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
 def _changes(started: QiskitJobSpec, spec: Mapping[str, Any]) -> list[str]:
     """The fields of spec that no longer are what was started."""
     try:
-        now = to_wire(from_wire(spec, QiskitJobSpec))
+        now = to_wire(_without_code(from_wire(spec, QiskitJobSpec)))
     except DecodeError:
         return ["spec"]
-    then = to_wire(started)
+    then = to_wire(_without_code(started))
     return [
         f"spec.{field}"
         for field in sorted({*then, *now})
@@ -934,6 +983,52 @@ def _referenced_config_map(job: Object) -> Iterable[str]:
 def _priority_of(job: Object) -> int:
     wanted = job.get("spec", {}).get("execution", {}).get("priority", "normal")
     return _PRIORITIES.get(wanted, 0)
+
+
+# What stands for long code in the cache.
+_FINGERPRINT = "sha256:"
+
+
+def _short(code: str) -> str:
+    if len(code) <= _SHORT_CODE:
+        return code
+    return _FINGERPRINT + hashlib.sha256(code.encode()).hexdigest()
+
+
+def _without_code(spec: QiskitJobSpec) -> QiskitJobSpec:
+    """`spec` as the cache has it."""
+    if spec.circuit.code is None:
+        return spec
+    circuit = attrs.evolve(spec.circuit, code=_short(spec.circuit.code))
+    return attrs.evolve(spec, circuit=circuit)
+
+
+def _slim_job(job: Object) -> Object:
+    """A QiskitJob without long code, of which there may be a megabyte in each."""
+    metadata = dict(job["metadata"])
+    annotations = metadata.get("annotations") or {}
+    if _LAST_APPLIED in annotations:
+        metadata["annotations"] = {k: v for k, v in annotations.items() if k != _LAST_APPLIED}
+    slim = {**job, "metadata": metadata}
+    circuit = (job.get("spec") or {}).get("circuit") or {}
+    code = circuit.get("code")
+    if isinstance(code, str) and len(code) > _SHORT_CODE:
+        slim["spec"] = {**job["spec"], "circuit": {**circuit, "code": _short(code)}}
+    return slim
+
+
+def _read_status(job: Object, deleting: bool) -> QiskitJobStatus:
+    """The status; of one that was edited by hand, or is from a newer version, only to let it go.
+
+    Raises:
+        DecodeError: it cannot be read.
+    """
+    try:
+        return from_wire(job.get("status") or {}, QiskitJobStatus)
+    except DecodeError:
+        if not deleting:
+            raise
+        return QiskitJobStatus()
 
 
 def _slim_pod(pod: Object) -> Object:

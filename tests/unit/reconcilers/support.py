@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import attrs
+
 from qiskit_controller.api import names
 from qiskit_controller.api.codec import from_wire
 from qiskit_controller.api.conditions import Condition, find
 from qiskit_controller.api.qiskitjob import AttemptStatus, QiskitJobSpec, QiskitJobStatus
 from qiskit_controller.api.quantities import format_time
 from qiskit_controller.api.run import Limits
-from qiskit_controller.reconcilers.qiskitjob.decision import Decision, decide
+from qiskit_controller.reconcilers.qiskitjob.decision import Decision, StopRuns, decide
 from qiskit_controller.reconcilers.qiskitjob.observed import Observed, PodView, Run, Source
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -106,6 +108,27 @@ def underway(phase: str, pod_: PodView | None = None, **changes: Any) -> Observe
 
 def decided(seen: Observed) -> Decision:
     return decide(seen, LIMITS)
+
+
+def followed(seen: Observed, decision: Decision) -> Decision:
+    """The next decision, with the status of the last one written and all else as it was."""
+    return decided(attrs.evolve(seen, status=decision.status))
+
+
+def brought_to_an_end(seen: Observed, late: Decision) -> Decision:
+    """The decision that ends the job, after `late` has said why and its pod was told to end."""
+    assert (late.actions, late.status.completion_time) == ((), None), "the verdict comes first"
+    assert condition(late, "Failed").status == "Unknown"
+    stopping = followed(seen, late)
+    assert isinstance(stopping.actions[0], StopRuns)
+    runs = {number: attrs.evolve(run, deleting=True) for number, run in seen.runs.items()}
+    end = followed(attrs.evolve(seen, runs=runs), stopping)
+    assert end.status.phase == "Failed"
+    assert (condition(end, "Failed").reason, condition(end, "Failed").message) == (
+        condition(late, "Failed").reason,
+        condition(late, "Failed").message,
+    )
+    return end
 
 
 def condition(decision: Decision, type_: str) -> Condition:

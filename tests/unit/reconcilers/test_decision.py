@@ -40,8 +40,10 @@ from .support import (
     CODE,
     NOW,
     attempt,
+    brought_to_an_end,
     condition,
     decided,
+    followed,
     observed,
     pod,
     reasons,
@@ -497,7 +499,9 @@ def test_timeout_counts_from_running() -> None:
     late = decided(attrs.evolve(seen, now=NOW + seconds(25)))
     assert condition(late, "Failed").reason == "Timeout"
     assert "spec.execution.timeout (45s)" in condition(late, "Failed").message
-    assert StopRuns(("qiskit-job-bell",)) in late.actions
+    assert brought_to_an_end(attrs.evolve(seen, now=NOW + seconds(25)), late).actions == (
+        CleanUp(output_unused=True),
+    )
 
 
 @pytest.mark.parametrize("phase", ["Pending", "Scheduling"])
@@ -517,7 +521,7 @@ def test_code_that_got_the_better_of_its_own_limit_is_stopped() -> None:
     assert decided(attrs.evolve(seen, now=NOW + seconds(329))).status.phase == "Validating"
     late = decided(attrs.evolve(seen, now=NOW + seconds(330)))
     assert condition(late, "Failed").reason == "CircuitTimeout"
-    assert StopRuns(("qiskit-job-bell",)) in late.actions
+    brought_to_an_end(attrs.evolve(seen, now=NOW + seconds(330)), late)
 
 
 def test_fetching_that_hangs_is_stopped() -> None:
@@ -526,7 +530,8 @@ def test_fetching_that_hangs_is_stopped() -> None:
     assert waiting.status.phase == "Pending"
     late = decided(attrs.evolve(seen, now=NOW + seconds(500)))
     assert late.status.attempts[0].reason == "SourceUnavailable"
-    assert StopRuns(("qiskit-job-bell",)) in late.actions
+    assert late.actions == ()
+    assert followed(seen, late).actions == (StopRuns(("qiskit-job-bell",)),)
 
 
 # --- retries ----------------------------------------------------------------------------------
@@ -745,3 +750,31 @@ def test_times_are_of_the_form_that_kubernetes_has() -> None:
         assert text is not None
         assert parse_time(text).microsecond == 0
         assert text.endswith("Z")
+
+
+# --- ends that cross each other ---------------------------------------------------------------
+
+
+def test_a_result_that_is_stored_is_not_cancelled() -> None:
+    wanted = attrs.evolve(spec(), cancel=True)
+    assert decided(underway("Running", DONE, spec=wanted)).status.phase == "Completed"
+    assert decided(underway("Running", VALIDATED, spec=wanted)).actions == (
+        StopRuns(("qiskit-job-bell",)),
+    )
+
+
+@pytest.mark.parametrize("end", ["cancelled", "refused"])
+def test_what_was_waited_for_is_not_announced_any_more(end: str) -> None:
+    seen = observed(
+        status=status("Pending"), source=SourceMissing("ConfigMapNotFound", "it goes on when ...")
+    )
+    waiting = decided(seen)
+    assert condition(waiting, "Validated").reason == "ConfigMapNotFound"
+    seen = attrs.evolve(seen, status=waiting.status)
+    if end == "cancelled":
+        decision = decided(attrs.evolve(seen, spec=attrs.evolve(spec(), cancel=True)))
+        assert condition(decision, "Validated").reason == "Cancelled"
+    else:
+        decision = refuse(seen, Reason.OUTPUT_CONFLICT, "somebody else's")
+        assert condition(decision, "Validated").reason == "OutputConflict"
+    assert condition(decision, "Validated").status == "False"

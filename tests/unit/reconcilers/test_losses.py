@@ -33,8 +33,10 @@ from .support import (
     LIMITS,
     NOW,
     attempt,
+    brought_to_an_end,
     condition,
     decided,
+    followed,
     observed,
     pod,
     reasons,
@@ -268,8 +270,8 @@ def test_a_job_that_is_about_to_fail_has_not_failed() -> None:
 def test_a_disk_that_the_code_filled_is_its_own_doing() -> None:
     full = 'Usage of EmptyDir volume "circuit-tmp" exceeds the limit "256Mi". '
     lost = view_pod(recorded("Failed", reason="Evicted", message=full), 1)
-    decision = decided(underway("Validating", lost))
-    assert decision.status.phase == "Failed"
+    seen = underway("Validating", lost)
+    decision = brought_to_an_end(seen, decided(seen))
     assert condition(decision, "Failed").reason == "StorageExceeded"
     assert condition(decision, "Failed").message == (
         f"the pod used more disk than it may: {full.strip()}"
@@ -287,7 +289,8 @@ def test_a_pod_in_the_place_of_another_is_another_attempt(phase: str) -> None:
     assert decision.status.attempts[0].message == "the pod was deleted"
     assert not decision.status.attempts[0].counted
     # The one in its place would have only what was left of the timeout.
-    assert decision.actions == (StopRuns(("qiskit-job-bell",)),)
+    assert decision.actions == ()
+    assert followed(seen, decision).actions == (StopRuns(("qiskit-job-bell",)),)
 
 
 def test_a_pod_that_had_not_begun_may_be_replaced() -> None:

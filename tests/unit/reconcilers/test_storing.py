@@ -39,6 +39,7 @@ from .kubelet import METRICS
 from .support import (
     NOW,
     attempt,
+    brought_to_an_end,
     condition,
     decided,
     observed,
@@ -190,8 +191,11 @@ def test_the_last_attempt_at_storing() -> None:
 
 
 def test_a_refusal_keeps_the_result_too() -> None:
-    decision = refuse(storing(pod_=AT_WORK), Reason.OUTPUT_CONFLICT, "somebody else's")
-    assert decision.actions == (CleanUp(output_unused=True, keep_record=True),)
+    seen = storing(pod_=AT_WORK)
+    decision = refuse(seen, Reason.OUTPUT_CONFLICT, "somebody else's")
+    assert brought_to_an_end(seen, decision).actions == (
+        CleanUp(output_unused=True, keep_record=True),
+    )
 
 
 def test_a_failure_before_it_ran() -> None:
@@ -306,3 +310,27 @@ def test_an_identity_of_the_namespace() -> None:
         "eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x",
         "quantum.io/job": "bell",
     }
+
+
+def test_the_record_has_more_room_for_counts_than_the_report() -> None:
+    short = attrs.evolve(RAN, counts={"11": 524}, circuit_metrics=METRICS)
+    seen = underway("Running", pod(executor_started=NOW, report=short), progress=WITH_RESULT)
+    done = decided(seen)
+    assert done.status.phase == "Completed"
+    assert done.status.results is not None
+    assert done.status.results.counts == COUNTS
+    assert not done.status.results.counts_truncated
+
+
+def test_the_time_for_storing_is_counted_for_each_run() -> None:
+    seen = underway("Running", AT_WORK, progress=attrs.evolve(WITH_RESULT, kept=None))
+    storing_ = decided(seen)
+    assert condition(storing_, "ResultsStored").reason == "Storing"
+    lost = attrs.evolve(AT_WORK, lost=(Reason.EVICTED, "the node was drained"))
+    seen = attrs.evolve(seen, status=storing_.status, runs={1: run(1, pod=lost)})
+    again = decided(seen)
+    assert again.status.phase == "Pending"
+    assert again.status.results is None
+    # Not left as it was: the next run's time would be counted from there.
+    assert condition(again, "ResultsStored").status == "False"
+    assert condition(again, "ResultsStored").reason == "Evicted"
