@@ -10,6 +10,15 @@ by being installed next to ours::
 
     [project.entry-points."qiskit_controller.runner_drivers"]
     my_cloud = "my_package.runner:DRIVER"
+
+and a patch in the overlay that it is deployed with, for the API server to let the type through::
+
+    - target: {kind: CustomResourceDefinition, name: qiskitjobs.quantum.io}
+      patch: |
+        - op: add
+          path: "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties\\
+            /backend/properties/type/enum/-"
+          value: my_cloud
 """
 
 from __future__ import annotations

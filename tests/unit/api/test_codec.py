@@ -138,9 +138,8 @@ def test_defaults_are_those_of_the_reference() -> None:
         ({"circuit": {}}, "spec.circuit.source: is required"),
         ({"circuit": "code"}, "spec.circuit: must be an object, not str"),
         (
-            {"backend": {"type": "abacus"}},
-            "spec.backend.type: must be one of ibm_quantum, ibm_simulator, aws_braket, "
-            "local_simulator, not 'abacus'",
+            {"execution": {"priority": "asap"}},
+            "spec.execution.priority: must be one of low, normal, high, urgent, not 'asap'",
         ),
         ({"execution": {"shots": "5"}}, "spec.execution.shots: must be an integer, not '5'"),
         ({"execution": {"shots": 1.5}}, "spec.execution.shots: must be an integer, not 1.5"),
