@@ -476,7 +476,12 @@ def cancel(
     provider = _ask(lambda: driver.connect(plan, credentials), pace, pace.cancelling, _say_waiting)
     jobs: dict[str, RemoteJob] = {}
     if job_id is not None:
-        jobs[job_id] = _ask(lambda: provider.look(job_id), pace, pace.cancelling, _say_waiting)
+        try:
+            jobs[job_id] = _ask(lambda: provider.look(job_id), pace, pace.cancelling, _say_waiting)
+        except RunFailed as failed:
+            if failed.reason is not Reason.RESULT_LOST:
+                raise
+            story.say(f"Note       {failed.message}")
     settling = provider.settling.total_seconds()
     # A pod that nobody can reach may be at it still.
     until = time.monotonic() + (settling + pace.submitting if job_id is None else 0.0)
