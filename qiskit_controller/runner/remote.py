@@ -266,15 +266,21 @@ class Remote:
         """The ticket's one job: found, or submitted now."""
         begun = time.monotonic()
         wait = self.pace.first
+        failed: Unavailable | None = None
         while True:
             open_intent = self._record.known is not None
             found = self._found(provider, open_intent)
             if found is not None:
                 self._write_id(found)
                 return found
+            # There certainly is none, so it is as before the first try.
+            if failed is not None and time.monotonic() > begun + self.pace.before:
+                self._record.write(None)
+                raise _unavailable(failed, time.monotonic() - begun) from None
             try:
                 return self._submit(provider, circuit, backend)
             except Unavailable as error:
+                failed = error
                 pause = _pause(error, wait)
                 if error.nothing_done:
                     # The intent is known to have come to nothing.

@@ -116,7 +116,9 @@ class IbmProvider:
     """See :class:`qiskit_controller.drivers.remote.Provider`."""
 
     account: Account
-    settling: timedelta = timedelta(seconds=CONNECT_SECONDS + READ_SECONDS + LISTING_SECONDS)
+    settling: timedelta = attrs.field(
+        factory=lambda: timedelta(seconds=CONNECT_SECONDS + READ_SECONDS + LISTING_SECONDS)
+    )
 
     def devices(self, name: str | None = None) -> Sequence[Device]:
         """Those of the account, with their calibration."""

@@ -436,6 +436,21 @@ def test_a_provider_that_turns_submissions_away_is_asked_again_for_a_while(
     assert told.submission() is None, "nothing is left to be cancelled"
 
 
+@pytest.mark.parametrize("settling", [0.0, 0.1])
+def test_submissions_that_are_never_answered_come_to_an_end(
+    loop: Loop, books: Books, told: Told, settling: float
+) -> None:
+    def down(name: str) -> None:
+        if name == "submit":
+            raise Unavailable("internal error")
+
+    books.before, books.settling = down, timedelta(seconds=settling)
+    with pytest.raises(RunFailed) as failed:
+        loop().run(bell())
+    assert failed.value.reason is Reason.BACKEND_UNAVAILABLE
+    assert told.submission() is None
+
+
 def test_a_refusal_leaves_nothing_to_be_cancelled(loop: Loop, books: Books, told: Told) -> None:
     books.before = once(RunFailed(Reason.BACKEND_REFUSED, "too deep"), "submit")
     with pytest.raises(RunFailed, match="too deep"):
