@@ -72,13 +72,16 @@ class Ibm:
 
 
 @contextlib.contextmanager
-def running(prefix: Sequence[str | Path] = (), bind: str = "127.0.0.1") -> Iterator[Ibm]:
+def running(
+    prefix: Sequence[str | Path] = (), bind: str = "127.0.0.1", host: str = "127.0.0.1"
+) -> Iterator[Ibm]:
     """The service, as long as the context lasts.
 
     Args:
         prefix: a command that runs the one after it, in another network for example.
+        host: where clients reach it.
     """
-    command = [*map(str, prefix), sys.executable, str(SCRIPT), "--bind", bind]
+    command = [*map(str, prefix), sys.executable, str(SCRIPT), "--bind", bind, "--host", host]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None

@@ -585,16 +585,24 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that are killed in the middle of it are what this is for."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bind", default="127.0.0.1")
+    parser.add_argument("--host", help="as clients reach it; the address it is bound to")
     parser.add_argument("--port", type=int, default=0)
     given = parser.parse_args()
     made = type("Bound", (Handler,), {"service": Service()})
-    server = ThreadingHTTPServer((given.bind, given.port), made)
-    server.daemon_threads = True
+    server = Server((given.bind, given.port), made)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(json.dumps({"url": f"http://{given.bind}:{server.server_port}", "key": KEY}), flush=True)
+    host = given.host or given.bind
+    print(json.dumps({"url": f"http://{host}:{server.server_port}", "key": KEY}), flush=True)
     sys.stdin.read()
 
 

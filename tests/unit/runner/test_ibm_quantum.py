@@ -43,7 +43,7 @@ from qiskit_controller.runner.remote import Pace
 from qiskit_controller.runner.stores.credentials import Credentials
 from tests.standins.ibm.client import Ibm, running
 
-from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, bell, qpy_of
+from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, bell, no_timer, qpy_of
 
 FAST = Pace(
     before=6.0,
@@ -115,6 +115,7 @@ class Run:
         executor.run_stage(
             self.pod.paths,
             attempt,
+            no_timer(),
             lambda paths, ns: Cluster(self.server.url, paths.token, ns),
             ticket=ticket,
             pace=pace,
