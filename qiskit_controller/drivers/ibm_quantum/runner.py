@@ -197,7 +197,7 @@ class IbmProvider:
         position = metrics.get("position_in_queue")
         return attrs.evolve(
             seen,
-            detail="" if active else f"the device is {status.status_msg or 'not operational'}",
+            detail="" if active else f"device status: {status.status_msg or 'not operational'}",
             queue_position=int(position) if position is not None else None,
             estimated_start=_time(metrics.get("estimated_start_time")),
         )

@@ -426,7 +426,7 @@ def test_the_device_is_in_maintenance(make: Make, ibm: Ibm) -> None:
     ibm.set(devices={DEVICE: "maintenance"})
     end = run.begin()
     known = run.until(lambda: (s := run.submission()) and s.detail and s)
-    assert known.detail == "the device is maintenance"
+    assert known.detail == "device status: maintenance"
     assert known.state == "Queued"
     ibm.set(devices={DEVICE: "active"})
     assert end().reason is None
