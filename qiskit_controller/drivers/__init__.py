@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import attrs
 
@@ -54,6 +54,14 @@ class ControllerDriver(Protocol):
 
     def cost(self, spec: QiskitJobSpec) -> Decimal:
         """What one run costs, in US dollars."""
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A controller half that has something to say about a spec that it accepts."""
+
+    def warnings(self, spec: QiskitJobSpec) -> Sequence[str]:
+        """What has no effect, each as ``spec.<field>: <what does instead>``."""
 
 
 # What providers bill: a task as such, each shot, each second of the device.

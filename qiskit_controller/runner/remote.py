@@ -46,7 +46,7 @@ from qiskit_controller.drivers.remote import (
     Unavailable,
 )
 from qiskit_controller.runner import story
-from qiskit_controller.runner.cluster import ApiError, Cluster, Conflict
+from qiskit_controller.runner.cluster import ApiError, Cluster, Conflict, NotFound
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, clean
 
 if TYPE_CHECKING:
@@ -149,6 +149,16 @@ class _Record:
             self._version = str(written.get("metadata", {}).get("resourceVersion", ""))
             self.known = submission
             return
+
+    def id_now(self) -> str | None:
+        """The provider's job of this ticket, whichever attempt has written it.
+
+        Raises:
+            ApiError: it cannot be read.
+        """
+        found = self.cluster.get_config_map(self.plan.record, seconds=self.seconds)
+        submissions = _submissions(found.get("data") or {})
+        return next((each.id for each in submissions if each.ticket == self.ticket), None)
 
 
 def _submissions(data: object) -> list[Submission]:
@@ -266,15 +276,21 @@ class Remote:
         """The ticket's one job: found, or submitted now."""
         begun = time.monotonic()
         wait = self.pace.first
+        failed: Unavailable | None = None
         while True:
             open_intent = self._record.known is not None
             found = self._found(provider, open_intent)
             if found is not None:
                 self._write_id(found)
                 return found
+            # There certainly is none, so it is as before the first try.
+            if failed is not None and time.monotonic() > begun + self.pace.before:
+                self._record.write(None)
+                raise _unavailable(failed, time.monotonic() - begun) from None
             try:
                 return self._submit(provider, circuit, backend)
             except Unavailable as error:
+                failed = error
                 pause = _pause(error, wait)
                 if error.nothing_done:
                     # The intent is known to have come to nothing.
@@ -299,8 +315,34 @@ class Remote:
                 break
         job = provider.submit(circuit, backend, self.plan, self.ticket)
         story.say(f"Submitted  job {clean(job.id, 80)} to {clean(job.backend, 80)}")
-        self._write_id(job)
+        try:
+            self._write_id(job, submitted=True)
+        except (_Replaced, NotFound):
+            # Frozen since the intent, for so long that it was given up for lost.
+            self._take_back(provider, job)
+            raise
         return job
+
+    def _take_back(self, provider: Provider, job: RemoteJob) -> None:
+        """Cancel what was submitted too late, unless a later attempt has found and taken it."""
+        until = time.monotonic() + provider.settling.total_seconds() + self.pace.submitting
+        # While nobody has one, whoever comes next looks for the ticket and finds this.
+        taken: str | None = job.id
+        while time.monotonic() < until:
+            try:
+                known = self._record.id_now()
+            except NotFound:
+                taken = None  # the QiskitJob has ended
+                break
+            except ApiError:
+                known = None
+            if known is not None:
+                taken = known
+                break
+            time.sleep(min(self.pace.first, 1.0))
+        if taken != job.id:
+            story.say(f"Note       job {clean(job.id, 80)} came too late; cancelling it")
+            self._patiently(lambda: provider.cancel(job.id), self.pace.cancelling, quiet=True)
 
     def _found(self, provider: Provider, open_intent: bool) -> RemoteJob | None:
         """The job with this ticket at the provider.
@@ -402,23 +444,28 @@ class Remote:
             tell, self.executing = self.executing, _nobody
             tell(job.backend)
 
-    def _write_id(self, job: RemoteJob) -> None:
-        """Remember it at once: until then, only the provider knows whose it is."""
-        self._write(
-            Submission(
-                ticket=self.number,
-                attempt=self.attempt,
-                id=job.id,
-                backend=job.backend,
-                state=job.state.value,
-            )
-        )
+    def _write_id(self, job: RemoteJob, *, submitted: bool = False) -> None:
+        """Remember it at once: until then, only the provider knows whose it is.
 
-    def _write(self, submission: Submission) -> None:
+        Raises:
+            NotFound: with `submitted`: there is no record any more.
+        """
+        known = Submission(
+            ticket=self.number,
+            attempt=self.attempt,
+            id=job.id,
+            backend=job.backend,
+            state=job.state.value,
+        )
+        self._write(known, needed=submitted)
+
+    def _write(self, submission: Submission, *, needed: bool = False) -> None:
         """Without an answer the work goes on: the job is found by its ticket, too."""
         try:
             self._record.write(submission)
         except ApiError as error:
+            if needed and isinstance(error, NotFound):
+                raise
             self._record.known = submission
             story.say(f"Note       the record could not be written: {error}")
 
@@ -476,7 +523,12 @@ def cancel(
     provider = _ask(lambda: driver.connect(plan, credentials), pace, pace.cancelling, _say_waiting)
     jobs: dict[str, RemoteJob] = {}
     if job_id is not None:
-        jobs[job_id] = _ask(lambda: provider.look(job_id), pace, pace.cancelling, _say_waiting)
+        try:
+            jobs[job_id] = _ask(lambda: provider.look(job_id), pace, pace.cancelling, _say_waiting)
+        except RunFailed as failed:
+            if failed.reason is not Reason.RESULT_LOST:
+                raise
+            story.say(f"Note       {failed.message}")
     settling = provider.settling.total_seconds()
     # A pod that nobody can reach may be at it still.
     until = time.monotonic() + (settling + pace.submitting if job_id is None else 0.0)

@@ -44,26 +44,57 @@ class LocalSimulator:
         # before it nothing else would bound it than spec.execution.timeout.
         executing(name)
         transpiled = _transpile(circuit, simulator, plan, seed)
-        started = datetime.now(UTC)
-        begun = time.perf_counter()
-        result = simulator.run(
-            transpiled,
-            shots=plan.spec.execution.shots,
-            seed_simulator=seed,
-            memory=plan.spec.output.memory,
-        ).result()
-        execution_time = time.perf_counter() - begun
-        if not result.success:
-            raise _refused(result, circuit)
-        return RunResult(
-            counts=_counts(result),
-            memory=result.get_memory(0) if plan.spec.output.memory else None,
-            backend=name,
-            started=started,
-            execution_time=execution_time,
-            circuit=transpiled,
-            seed=seed,
-        )
+        return simulate(simulator, circuit, transpiled, plan, seed=seed, name=name)
+
+
+def simulate(
+    simulator: Any,
+    circuit: QuantumCircuit,
+    transpiled: QuantumCircuit,
+    plan: Plan,
+    *,
+    seed: int,
+    name: str,
+) -> RunResult:
+    """Run on one of Aer's simulators.
+
+    Args:
+        circuit: as the user wrote it.
+        name: of what executes, for the result.
+
+    Raises:
+        RunFailed: BackendRefused.
+    """
+    started = datetime.now(UTC)
+    begun = time.perf_counter()
+    result = simulator.run(
+        transpiled,
+        shots=plan.spec.execution.shots,
+        seed_simulator=seed,
+        memory=plan.spec.output.memory,
+    ).result()
+    execution_time = time.perf_counter() - begun
+    if not result.success:
+        raise _refused(result, circuit)
+    return RunResult(
+        counts=_counts(result),
+        memory=result.get_memory(0) if plan.spec.output.memory else None,
+        backend=name,
+        started=started,
+        execution_time=execution_time,
+        circuit=transpiled,
+        seed=seed,
+    )
+
+
+def aer_options() -> dict[str, Any]:
+    """Options that keep Aer within the container."""
+    options: dict[str, Any] = {"max_parallel_threads": Cgroup().cpus()}
+    free = free_memory()
+    if free is not None:
+        # Aer would take the node's memory for its own.
+        options["max_memory_mb"] = max(1, int(free * (1 - _SPARE)) >> 20)
+    return options
 
 
 def _qubits(circuit: QuantumCircuit, plan: Plan) -> int:
@@ -102,12 +133,7 @@ def _simulator(name: str, qubits: int) -> Any:
         raise RunFailed(
             Reason.BACKEND_REFUSED, f"spec.backend.name: {name!r} is not a local simulator"
         )
-    options: dict[str, Any] = {"max_parallel_threads": Cgroup().cpus()}
-    free = free_memory()
-    if free is not None:
-        # Aer would take the node's memory for its own.
-        options["max_memory_mb"] = max(1, int(free * (1 - _SPARE)) >> 20)
-    return AerSimulator(method=method, n_qubits=qubits, **options)
+    return AerSimulator(method=method, n_qubits=qubits, **aer_options())
 
 
 def _transpile(circuit: QuantumCircuit, simulator: Any, plan: Plan, seed: int) -> QuantumCircuit:

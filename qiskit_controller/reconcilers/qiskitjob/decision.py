@@ -291,8 +291,12 @@ def _start(seen: Observed) -> Decision:
         source=source,
         attempts=(AttemptStatus(number=1, job_name=job_name, start_time=format_time(seen.now)),),
     )
-    note = EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")
-    return Decision(status, (Start(seen.source),), (note,), requeue_after=POD_PATIENCE)
+    notes = [EventNote("Normal", "Started", f"Created Kubernetes Job {job_name}")]
+    if seen.warnings:
+        text = "; ".join(seen.warnings)
+        status = _put(seen, status, "SpecWarning", "True", "FieldsIgnored", text)
+        notes.append(EventNote("Warning", "FieldsIgnored", text))
+    return Decision(status, (Start(seen.source),), tuple(notes), requeue_after=POD_PATIENCE)
 
 
 # --- while it runs --------------------------------------------------------------------------

@@ -178,6 +178,7 @@ class Observed:
         submission: the newest in the record.
         canceller: the Job that cancels at the provider, as long as it exists.
         cancel_pods: its pods that still exist.
+        warnings: what in the spec has no effect.
     """
 
     namespace: str
@@ -201,6 +202,7 @@ class Observed:
     submission: Submission | None = None
     canceller: Canceller | None = None
     cancel_pods: int = 0
+    warnings: Sequence[str] = ()
 
 
 def read_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:

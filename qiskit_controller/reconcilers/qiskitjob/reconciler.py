@@ -30,7 +30,7 @@ from qiskit_controller.api.run import (
     Submission,
 )
 from qiskit_controller.api.validation import problems_of
-from qiskit_controller.drivers import NoDriver, controller_driver
+from qiskit_controller.drivers import NoDriver, Warns, controller_driver
 from qiskit_controller.kube.client import Client
 from qiskit_controller.kube.controller import Enqueue, Result
 from qiskit_controller.kube.errors import (
@@ -297,6 +297,7 @@ class QiskitJobReconciler:
             submission=submission,
             canceller=canceller,
             cancel_pods=cancel_pods,
+            warnings=judged.warnings,
         )
 
     def _pods_left(self, uid: str) -> int:
@@ -865,6 +866,7 @@ class _Judgement:
     unsupported: str | None = None
     backend: str = ""
     cost: str = ""
+    warnings: Sequence[str] = ()
 
     @property
     def sound(self) -> bool:
@@ -903,6 +905,7 @@ def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
         None,
         driver.backend_name(spec),
         format_money(driver.cost(spec)),
+        driver.warnings(spec) if isinstance(driver, Warns) else (),
     )
 
 

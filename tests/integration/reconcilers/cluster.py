@@ -270,7 +270,8 @@ class Cluster:
             self._known.add(uid)
             labels = job["metadata"]["labels"]
             owner = job["metadata"]["annotations"][names.JOB_ANNOTATION]
-            self.made[owner, int(labels[names.ATTEMPT_LABEL])] += 1
+            # 0 is the one that cancels at a provider.
+            self.made[owner, int(labels.get(names.ATTEMPT_LABEL, 0))] += 1
             if "deletionTimestamp" not in job["metadata"]:
                 self._tasks.start(self._make_pod(job))
         if "deletionTimestamp" in job["metadata"] and uid not in self._ending:

@@ -21,6 +21,7 @@ from qiskit_controller.api.run import (
     Submission,
     submission_key,
 )
+from qiskit_controller.drivers.ibm_quantum.controller import IbmQuantum
 from qiskit_controller.reconcilers.qiskitjob import provider
 from qiskit_controller.reconcilers.qiskitjob.decision import StartCancel, StopCancel
 from qiskit_controller.reconcilers.qiskitjob.manifests import (
@@ -30,13 +31,28 @@ from qiskit_controller.reconcilers.qiskitjob.manifests import (
 )
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Canceller,
+    Source,
     newest_submission,
     view_canceller,
 )
 
 from . import kubelet
-from .support import NOW, attempt, condition, decided, pod, reasons, seconds, spec, status, underway
+from .support import (
+    CODE,
+    NOW,
+    attempt,
+    condition,
+    decided,
+    observed,
+    pod,
+    reasons,
+    seconds,
+    spec,
+    status,
+    underway,
+)
 
+CONTROLLER_HALF = IbmQuantum()
 EXECUTING = pod(circuit_started=NOW - seconds(40), executor_started=NOW - seconds(35))
 QUEUED = Submission(
     ticket=1,
@@ -205,6 +221,18 @@ def test_the_newest_submission_counts() -> None:
     assert found is not None
     assert found.id == "job-10"
     assert newest_submission({}) is None
+
+
+def test_what_has_no_effect_is_said_when_the_job_starts() -> None:
+    legacy = spec(backend={"type": "ibm_quantum", "hub": "ibm-q", "project": "main"})
+    told = CONTROLLER_HALF.warnings(legacy)
+    seen = observed(status=status("Pending"), source=Source("circuit.py", CODE), warnings=told)
+    decision = decided(seen)
+    warned = condition(decision, "SpecWarning")
+    assert "spec.backend.hub, spec.backend.project" in warned.message
+    assert "spec.backend.instance" in warned.message
+    assert reasons(decision) == ["Started", "FieldsIgnored"]
+    assert not CONTROLLER_HALF.warnings(spec(backend={"type": "ibm_quantum"}))
 
 
 # --- the Job ----------------------------------------------------------------------------------

@@ -343,6 +343,50 @@ def test_an_older_pod_that_still_runs_submits_nothing(loop: Loop, books: Books, 
     assert known.attempt == 2
 
 
+def test_a_pod_that_was_frozen_takes_back_what_it_submits_too_late(
+    loop: Loop, books: Books, told: Told
+) -> None:
+    """Between its intent and its submission, for longer than anybody waits for that."""
+
+    def meanwhile(call: str) -> None:
+        if call == "submit":
+            books.before = lambda _: None
+            loop(attempt=2).run(bell())
+
+    books.before = meanwhile
+    with pytest.raises(RunFailed, match="attempt 2 has taken over"):
+        loop(attempt=1).run(bell())
+    assert [each.now.state for each in books.jobs] == [JobState.DONE, JobState.CANCELLED]
+    known = told.submission()
+    assert known is not None
+    assert known.id == "job-1"
+
+
+def test_a_pod_that_was_frozen_until_its_job_has_ended_takes_back_what_it_submits(
+    loop: Loop, books: Books, server: ApiServer
+) -> None:
+    def meanwhile(call: str) -> None:
+        if call == "submit":
+            del server.objects[RECORD]
+
+    books.before = meanwhile
+    with pytest.raises(RunFailed):
+        loop().run(bell())
+    assert [each.now.state for each in books.jobs] == [JobState.CANCELLED]
+
+
+def test_a_later_attempt_that_has_found_the_job_keeps_it(loop: Loop, books: Books) -> None:
+    def meanwhile(call: str) -> None:
+        if call == "submit":
+            books.after = lambda _: None
+            loop(attempt=2).run(bell())
+
+    books.after = meanwhile
+    with pytest.raises(RunFailed, match="attempt 2 has taken over"):
+        loop(attempt=1).run(bell())
+    assert [each.now.state for each in books.jobs] == [JobState.DONE]
+
+
 def test_of_two_jobs_with_one_ticket_the_younger_is_cancelled(loop: Loop, books: Books) -> None:
     books.jobs = [Job(f"job-{n}", f"{UID}-1", list(STATES)) for n in (1, 2)]
     assert loop(attempt=2).run(bell()).backend == "job-1"
@@ -434,6 +478,21 @@ def test_a_provider_that_turns_submissions_away_is_asked_again_for_a_while(
     assert failed.value.reason is Reason.BACKEND_UNAVAILABLE
     assert books.calls.count("submit") > 2
     assert told.submission() is None, "nothing is left to be cancelled"
+
+
+@pytest.mark.parametrize("settling", [0.0, 0.1])
+def test_submissions_that_are_never_answered_come_to_an_end(
+    loop: Loop, books: Books, told: Told, settling: float
+) -> None:
+    def down(name: str) -> None:
+        if name == "submit":
+            raise Unavailable("internal error")
+
+    books.before, books.settling = down, timedelta(seconds=settling)
+    with pytest.raises(RunFailed) as failed:
+        loop().run(bell())
+    assert failed.value.reason is Reason.BACKEND_UNAVAILABLE
+    assert told.submission() is None
 
 
 def test_a_refusal_leaves_nothing_to_be_cancelled(loop: Loop, books: Books, told: Told) -> None:

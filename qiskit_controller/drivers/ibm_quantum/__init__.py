@@ -1,0 +1,1 @@
+"""``ibm_quantum``: IBM's quantum computers, through Qiskit Runtime's sampler."""
