@@ -28,7 +28,7 @@ _BRANCH = "if_else"
 _LOOPS = frozenset({"while_loop", "for_loop", "switch_case", "break_loop", "continue_loop"})
 # Nothing happens to the qubit.
 _IDLE = frozenset({"barrier", "delay"})
-_REGISTER = re.compile(r"^\s*(?:output )?bit\[(\d+)\] \w+;", re.MULTILINE)
+_REGISTER = re.compile(r"^bit\[(\d+)\] \w+(?: = .*)?;", re.MULTILINE)
 _MEASURE = re.compile(r"^\s*\w+\[(\d+)\] = measure (?:\$(\d+)|\w+\[(\d+)\]);", re.MULTILINE)
 
 
@@ -132,7 +132,11 @@ def program(prepared: QuantumCircuit, shape: Shape) -> str:
         try:
             if is_dynamic(prepared):
                 # Only OpenQASM has control flow. The service compiles these itself.
-                return str(to_oq3(_one_register(prepared)))
+                text = str(to_oq3(_one_register(prepared)))
+                # A bit that is asked before it was measured is 0, as in Qiskit. QPUs take no
+                # such initial values.
+                zeros = f'bit[\\1] b = "{"0" * prepared.num_clbits}";'
+                return _REGISTER.sub(zeros, text, 1) if shape.labels is None else text
             # The converter of whole circuits knows the units of every native gate. With qubit
             # labels it makes a verbatim box: the device executes just that.
             circuit = (

@@ -65,6 +65,15 @@ class Standin:
         """See :mod:`server`."""
         self._control("fault", {"operation": operation, "do": do, "times": times})
 
+    def devices(self) -> list[dict[str, Any]]:
+        """How the devices are, for :meth:`restore`."""
+        found: list[dict[str, Any]] = self._control("devices", None)
+        return found
+
+    def restore(self, devices: list[dict[str, Any]]) -> None:
+        """The devices as they were, and no fault any more."""
+        self._control("restore", {"devices": devices})
+
     def device(self, arn: str, **how: Any) -> None:
         """See :mod:`server`."""
         self._control("device", {"arn": arn, **how})

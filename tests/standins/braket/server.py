@@ -26,6 +26,7 @@ Orders (``POST`` to ``control``, JSON):
   "listed_after": s}``;
 - ``/task`` ``{"arn": ..., "status": "CANCELLED" or "FAILED", "reason": ...}``: somebody in the
   console, or the device;
+- ``GET /devices``, and ``/restore`` ``{"devices": ...}``: as they were, and no faults;
 - ``/deny`` ``{"bucket": ..., "actions": ["s3:GetObject"]}``: from now on; no actions end it;
 - ``GET /ledger``: every task and every request of CreateQuantumTask.
 """
@@ -47,6 +48,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -380,11 +382,9 @@ class Braket:
         if task.request["deviceArn"] == catalogue.FORTE:
             # IonQ tells how often each outcome was seen, and no single shots.
             shots = len(result.measurements)
-            seen: dict[str, float] = {}
-            for row in result.measurements:
-                text = "".join(map(str, row))
-                seen[text] = seen.get(text, 0.0) + 1 / shots
-            result.measurementProbabilities, result.measurements = seen, None
+            seen = Counter("".join(map(str, row)) for row in result.measurements)
+            result.measurementProbabilities = {text: n / shots for text, n in seen.items()}
+            result.measurements = None
         result.taskMetadata = TaskMetadata(
             id=task.arn,
             shots=task.request["shots"],
@@ -417,6 +417,22 @@ class Braket:
                 self.faults.append(body)
             elif what == "device":
                 self._order_device(body)
+            elif what == "devices":
+                return [
+                    {
+                        "arn": arn,
+                        "status": device.told["deviceStatus"],
+                        "windows": device.capabilities["service"]["executionWindows"],
+                        "hold": device.hold,
+                        "run_seconds": device.run_seconds,
+                        "listed_after": device.listed_after,
+                    }
+                    for arn, device in self.devices.items()
+                ]
+            elif what == "restore":
+                self.faults.clear()
+                for each in body["devices"]:
+                    self._order_device(each)
             elif what == "task":
                 task = self.tasks[body["arn"]]
                 task.status, task.reason = body["status"], body.get("reason")
