@@ -219,10 +219,14 @@ class Braket:
         """CreateQuantumTask, with the ticket as its client token."""
         from qiskit_controller.drivers.aws_braket import sdk
 
-        shape = self._shape(backend)
+        try:
+            shape = self._shape(backend)
+            session = sdk.Session(self.account)
+            bucket, prefix = self._results(session)
+        except Unavailable as error:
+            error.nothing_done = True
+            raise
         source = circuits.program(circuit, shape)
-        session = sdk.Session(self.account)
-        bucket, prefix = self._results(session)
         request = {
             "clientToken": str(ticket),
             "deviceArn": backend,

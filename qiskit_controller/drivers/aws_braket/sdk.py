@@ -47,7 +47,8 @@ class Session(AwsSession):  # type: ignore[misc]  # the SDK publishes no types
     def __init__(self, account: Account) -> None:
         super().__init__(
             boto_session=account.session,
-            braket_client=account.client("braket"),
+            # Once: of a request that is repeated, nobody can tell any more what the first came to.
+            braket_client=account.client("braket", tries=1),
             default_bucket=account.credentials.get("results-bucket"),
         )
         self._s3 = account.client("s3")

@@ -71,6 +71,13 @@ _NO_CREDENTIALS = (
     boto_errors.UnauthorizedSSOTokenError,
 )
 _NO_ANSWER = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
+# The request did not get there.
+_NOT_ASKED = (
+    boto_errors.ConnectTimeoutError,
+    boto_errors.EndpointConnectionError,
+    boto_errors.ProxyConnectionError,
+    boto_errors.SSLError,
+)
 
 
 @attrs.frozen
@@ -134,8 +141,12 @@ class Account:
         """The same account in another region."""
         return Account.of(self.credentials, region)
 
-    def client(self, service: str) -> Any:
-        """boto3's client of a service."""
+    def client(self, service: str, *, tries: int = _TRIES) -> Any:
+        """boto3's client of a service.
+
+        Args:
+            tries: how often one request is sent, where its failure may pass.
+        """
         endpoint = self.credentials.get("endpoint")
         own_server = service == "s3" and endpoint is not None
         return self.session.client(
@@ -145,7 +156,7 @@ class Account:
             config=Config(
                 connect_timeout=CONNECT_SECONDS,
                 read_timeout=READ_SECONDS,
-                retries={"mode": "standard", "total_max_attempts": _TRIES},
+                retries={"mode": "standard", "total_max_attempts": tries},
                 user_agent_extra="qiskit-controller",
                 # Servers of one's own seldom have a DNS name for each bucket.
                 s3={"addressing_style": "path"} if own_server else {},
@@ -182,7 +193,7 @@ class Account:
                     Reason.BACKEND_REFUSED,
                     f"{text}: Amazon Braket is in {', '.join(known)}, not in {self.region}",
                 )
-            return Unavailable(text)
+            return Unavailable(text, nothing_done=isinstance(error, _NOT_ASKED))
         return RunFailed(Reason.BACKEND_REFUSED, text)
 
 
@@ -210,7 +221,8 @@ def _answered(error: boto_errors.ClientError, text: str) -> Unavailable | RunFai
     if code in _BUSY or status in (408, 429) or status >= 500:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         after = str(headers.get("retry-after", ""))
-        return Unavailable(text, timedelta(seconds=int(after)) if after.isdigit() else None)
+        pause = timedelta(seconds=int(after)) if after.isdigit() else None
+        return Unavailable(text, pause, nothing_done=status < 500)
     if code in _REJECTED or status == 401:
         return RunFailed(Reason.BACKEND_DENIED, f"{text}: check {SECRET}")
     if code in _DENIED or status == 403:

@@ -78,9 +78,9 @@ def test_the_next_ticket_is_another_task(connect: Connect, standin: Standin) -> 
 def test_an_answer_that_is_lost(connect: Connect, standin: Standin) -> None:
     client = connect(SV1)
     prepared = client.prepare(bell())
-    # boto3 itself asks twice.
-    standin.fault("CreateQuantumTask", "lose", 2)
-    unavailable(lambda: client.provider.submit(prepared, SV1, client.plan, client.ticket))
+    standin.fault("CreateQuantumTask", "lose")
+    error = unavailable(lambda: client.provider.submit(prepared, SV1, client.plan, client.ticket))
+    assert not error.nothing_done
     (found,) = client.provider.find(client.ticket)
     again = client.provider.submit(prepared, SV1, client.plan, client.ticket)
     assert again.id == found.id
@@ -449,6 +449,7 @@ def test_a_device_that_is_offline(connect: Connect, standin: Standin) -> None:
     standin.device(ANKAA, status="OFFLINE")
     error = unavailable(lambda: client.provider.submit(prepared, ANKAA, client.plan, client.ticket))
     assert "DeviceOfflineException" in error.message
+    assert error.nothing_done
     (device,) = connect(ANKAA).provider.devices(ANKAA)
     assert not device.operational
     assert device.detail == "OFFLINE"
@@ -475,11 +476,21 @@ def test_the_service_is_busy_or_away(
         "GetQuantumTask": lambda: client.provider.look(job.id),
         "CancelQuantumTask": lambda: client.provider.cancel(job.id),
     }
-    # As often as boto3 asks by itself, which is not at all for a quota; then it is over.
-    standin.fault(operation, do, 1 if do == "quota" else 2)
+    # As often as boto3 asks by itself; then it is over. A submission is asked for once.
+    once = do == "quota" or operation == "CreateQuantumTask"
+    standin.fault(operation, do, 1 if once else 2)
     error = unavailable(calls[operation])
+    # Of a request that was turned away, nothing can have come.
+    assert error.nothing_done is (do in ("throttle", "quota"))
     assert error.message.startswith("Amazon Braket in us-west-1: ")
     calls[operation]()
+
+
+def test_nobody_is_there(connect: Connect) -> None:
+    client = connect(SV1, keys={"endpoint": "http://127.0.0.1:9"})
+    error = unavailable(lambda: client.prepare(bell()))
+    assert error.nothing_done
+    assert "Could not connect" in error.message
 
 
 def test_a_moment_of_throttling_is_not_even_noticed(connect: Connect, standin: Standin) -> None:
