@@ -77,7 +77,7 @@ class Braket:
     _shapes: dict[str, circuits.Shape] = attrs.field(factory=dict)
     _answers: dict[str, Mapping[str, Any]] = attrs.field(factory=dict)
     _running: dict[str, datetime] = attrs.field(factory=dict)
-    _client: Any = None
+    _session: Any = None
 
     # A client token is unique at Braket: to submit again is to find.
     settling = timedelta(0)
@@ -153,7 +153,7 @@ class Braket:
 
         try:
             with self.account.asking(f"asking for {arn}"):
-                device = sdk.AwsDevice(arn, sdk.Session(self.account))
+                device = sdk.AwsDevice(arn, self._sdk_session())
             self._shapes[arn] = sdk.shape_of(device)
         except OSError as error:
             raise Unavailable(f"{arn}: reading its calibrations: {error}") from None
@@ -221,7 +221,7 @@ class Braket:
 
         try:
             shape = self._shape(backend)
-            session = sdk.Session(self.account)
+            session = self._sdk_session()
             bucket, prefix = self._results(session)
         except Unavailable as error:
             error.nothing_done = True
@@ -457,9 +457,14 @@ class Braket:
                 raise self.account.failure(error, "cancelling the task") from None
 
     def _braket(self) -> Any:
-        if self._client is None:
-            self._client = self.account.client("braket")
-        return self._client
+        return self.account.client("braket")
+
+    def _sdk_session(self) -> Any:
+        from qiskit_controller.drivers.aws_braket import sdk
+
+        if self._session is None:
+            self._session = sdk.Session(self.account)
+        return self._session
 
 
 def _listed(arns: Sequence[str]) -> str:

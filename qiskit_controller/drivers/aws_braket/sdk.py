@@ -51,8 +51,17 @@ class Session(AwsSession):  # type: ignore[misc]  # the SDK publishes no types
             braket_client=account.client("braket", tries=1),
             default_bucket=account.credentials.get("results-bucket"),
         )
-        self._s3 = account.client("s3")
-        self._sts = account.client("sts")
+        self._account = account
+
+    @property
+    def s3_client(self) -> Any:
+        """For making sure of the default bucket."""
+        return self._account.client("s3")
+
+    @property
+    def sts_client(self) -> Any:
+        """For whose account it is."""
+        return self._account.client("sts")
 
 
 def shape_of(device: AwsDevice) -> Shape:

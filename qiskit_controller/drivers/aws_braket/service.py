@@ -92,6 +92,7 @@ class Account:
     region: str
     session: boto3.session.Session
     credentials: Credentials
+    _clients: dict[tuple[str, int], Any] = attrs.field(factory=dict, repr=False, eq=False)
 
     @classmethod
     def of(cls, credentials: Credentials, region: str | None) -> Account:
@@ -147,6 +148,12 @@ class Account:
         Args:
             tries: how often one request is sent, where its failure may pass.
         """
+        # Making one reads megabytes of boto's data.
+        if (service, tries) not in self._clients:
+            self._clients[service, tries] = self._client(service, tries)
+        return self._clients[service, tries]
+
+    def _client(self, service: str, tries: int) -> Any:
         endpoint = self.credentials.get("endpoint")
         own_server = service == "s3" and endpoint is not None
         return self.session.client(

@@ -1,4 +1,4 @@
-"""Each fault of Amazon Braket ends as docs/braket.md says: the whole executor, with Braket's API."""
+"""Each fault of Amazon Braket ends as docs/braket.md says: the whole executor, with its API."""
 
 from __future__ import annotations
 
