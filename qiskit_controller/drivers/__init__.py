@@ -134,6 +134,14 @@ class RunnerDriver(Protocol):
         """
 
 
+@runtime_checkable
+class PartlyLocal(Protocol):
+    """A runner half some of whose backends are simulated in the pod, and the others elsewhere."""
+
+    def here(self, plan: Plan) -> RunnerDriver | None:
+        """What runs the circuit in this process; None if the plan's backend is elsewhere."""
+
+
 class NoDriver(LookupError):
     """No driver for a backend type is installed; the message names those that are."""
 
@@ -154,6 +162,12 @@ def runner_driver(backend_type: str) -> RunnerDriver | RemoteDriver:
         NoDriver: none is installed.
     """
     return cast("RunnerDriver | RemoteDriver", _load(RUNNER_GROUP, backend_type))
+
+
+def placed(driver: RunnerDriver | RemoteDriver, plan: Plan) -> RunnerDriver | RemoteDriver:
+    """The driver, or of one that is :class:`PartlyLocal`, what runs this plan's circuit here."""
+    here = driver.here(plan) if isinstance(driver, PartlyLocal) else None
+    return driver if here is None else here
 
 
 def _load(group: str, backend_type: str) -> Any:

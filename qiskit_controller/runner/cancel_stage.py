@@ -12,7 +12,7 @@ import traceback
 
 from qiskit_controller.api.codec import from_wire
 from qiskit_controller.api.run import PLAN_ENV, Plan, Reason, Report, encode_report
-from qiskit_controller.drivers import NoDriver, RunFailed, runner_driver
+from qiskit_controller.drivers import NoDriver, RunFailed, placed, runner_driver
 from qiskit_controller.drivers.remote import RemoteDriver
 from qiskit_controller.runner import story
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, clean
@@ -52,9 +52,9 @@ def run_stage(paths: Paths, ticket: int, provider_job: str | None, pace: Pace | 
 
 def _cancel(paths: Paths, ticket: int, provider_job: str | None, pace: Pace | None) -> str:
     plan = from_wire(json.loads(os.environ[PLAN_ENV]), Plan)
-    driver = runner_driver(plan.spec.backend.type)
+    driver = placed(runner_driver(plan.spec.backend.type), plan)
     if not isinstance(driver, RemoteDriver):
-        return "this backend type has no provider"
+        return "this backend has no provider"
     story.say(
         f"QiskitJob  {plan.job.namespace}/{plan.job.name}  (uid {plan.job.uid}), "
         f"submission {ticket}"

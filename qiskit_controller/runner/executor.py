@@ -37,7 +37,14 @@ from qiskit_controller.api.run import (
     progress_key,
     timeout_message,
 )
-from qiskit_controller.drivers import NoDriver, RunFailed, RunnerDriver, RunResult, runner_driver
+from qiskit_controller.drivers import (
+    NoDriver,
+    RunFailed,
+    RunnerDriver,
+    RunResult,
+    placed,
+    runner_driver,
+)
 from qiskit_controller.drivers.remote import RemoteDriver
 from qiskit_controller.runner import rules, story
 from qiskit_controller.runner.cluster import ApiError, Cluster
@@ -160,7 +167,7 @@ class _Execution:
 
         cluster = self.cluster_of(self.paths, plan.job.namespace)
         storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
-        driver = runner_driver(plan.spec.backend.type)
+        driver = placed(runner_driver(plan.spec.backend.type), plan)
         self._progress(cluster, plan, "Validated", metrics)
 
         def executing(backend: str) -> None:

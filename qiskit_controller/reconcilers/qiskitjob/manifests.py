@@ -133,6 +133,11 @@ def empty_config_map(plan: Plan, name: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(plan, name)}
 
 
+def wants_identity(spec: QiskitJobSpec) -> bool:
+    """Whether the executor may have to be someone at a cloud provider without a Secret's keys."""
+    return spec.output.type in ("s3", "gcs") or spec.backend.type == "aws_braket"
+
+
 def service_account(plan: Plan, identity: Mapping[str, str] | None = None) -> Manifest:
     """Who the executor is.
 
@@ -282,8 +287,10 @@ def cancelling_job(
         if "secret" in volume:
             # Without it the pod says so; waiting for it would say nothing.
             volume["secret"]["optional"] = True
-    if plan.spec.credentials and plan.spec.credentials.secret_ref:
-        # What it is at a cloud provider does not matter, so no account has to be there.
+    secret_ref = plan.spec.credentials and plan.spec.credentials.secret_ref
+    if secret_ref and plan.spec.backend.type != "aws_braket":
+        # What it is at a cloud provider does not matter, so no account has to be there. At
+        # Amazon's it may, as a Secret need not have keys.
         del pod["serviceAccountName"]
     return {
         "apiVersion": "batch/v1",

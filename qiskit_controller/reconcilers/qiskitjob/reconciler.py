@@ -575,7 +575,7 @@ class QiskitJobReconciler:
     async def _identity(self, plan: Plan) -> Mapping[str, str]:
         """What makes a job's pod someone at its cloud provider: the annotations of a service
         account that the namespace's owner has made for the purpose."""
-        if plan.spec.output.type not in ("s3", "gcs"):
+        if not manifests.wants_identity(plan.spec):
             return {}
         try:
             account = await self.client.get(

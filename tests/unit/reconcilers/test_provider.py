@@ -6,6 +6,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 
 from qiskit_controller.api import names
@@ -276,6 +277,15 @@ def test_the_pod_that_cancels_has_the_credentials_and_nothing_else() -> None:
     assert plan.spec.circuit.code is None, "the code is not needed, and may be large"
     assert plan.spec.backend == PLAN.spec.backend
     assert (env["QUANTUM_TICKET"], env["QUANTUM_PROVIDER_JOB"]) == ("2", "abc")
+
+
+def test_at_amazon_a_secret_need_not_have_keys() -> None:
+    """The pod that cancels has the identity that the namespace gives."""
+    backend = attrs.evolve(PLAN.spec.backend, type="aws_braket")
+    plan = attrs.evolve(PLAN, spec=attrs.evolve(PLAN.spec, backend=backend))
+    wanted = cancelling_job(plan, Settings(runner_image="r"), 2, "abc", tries=5, seconds=1800)
+    inside = wanted["spec"]["template"]["spec"]
+    assert inside["serviceAccountName"] == "qiskit-job-bell"
 
 
 def test_the_secret_may_be_gone_and_the_pod_runs_all_the_same() -> None:

@@ -312,6 +312,22 @@ def test_an_identity_of_the_namespace() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("backend", "output", "wants"),
+    [
+        ("local_simulator", "configmap", False),
+        ("local_simulator", "s3", True),
+        ("ibm_quantum", "configmap", False),
+        ("aws_braket", "configmap", True),
+    ],
+)
+def test_who_wants_an_identity(backend: str, output: str, wants: bool) -> None:
+    location = {"location": "s3://b/f"} if output == "s3" else {}
+    spec = plan(type=output, **location).spec
+    spec = attrs.evolve(spec, backend=attrs.evolve(spec.backend, type=backend))
+    assert manifests.wants_identity(spec) is wants
+
+
 def test_the_record_has_more_room_for_counts_than_the_report() -> None:
     short = attrs.evolve(RAN, counts={"11": 524}, circuit_metrics=METRICS)
     seen = underway("Running", pod(executor_started=NOW, report=short), progress=WITH_RESULT)

@@ -1,0 +1,1 @@
+"""``aws_braket``: QPUs and simulators of Amazon Braket, and its SDK's simulators in the pod."""
