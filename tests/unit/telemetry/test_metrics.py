@@ -22,6 +22,7 @@ from qiskit_controller.telemetry.metrics import (
 JOB: dict[str, Any] = {
     "spec": {"backend": {"type": "local_simulator"}, "execution": {"shots": 1024}}
 }
+NEW = QiskitJobStatus()
 LOCAL = {"backend_type": "local_simulator"}
 
 
@@ -46,8 +47,8 @@ def test_a_completed_job_is_counted_with_its_times(registry: CollectorRegistry) 
     metrics = JobMetrics(registry)
     results = ResultsStatus(execution_time=2.5, queue_time=40.0, total_time=42.5)
     for phase in ("Pending", "Validating", "Scheduling", "Running"):
-        metrics.transition(JOB, QiskitJobStatus(phase=phase, start_time="2026-01-01T00:00:00Z"))
-    metrics.transition(JOB, ended("Completed", results=results))
+        metrics.written(JOB, NEW, QiskitJobStatus(phase=phase, start_time="2026-01-01T00:00:00Z"))
+    metrics.written(JOB, NEW, ended("Completed", results=results))
     value = registry.get_sample_value
     for phase in ("Pending", "Validating", "Scheduling", "Running", "Completed"):
         assert value("qiskit_job_phase_transitions_total", LOCAL | {"phase": phase}) == 1
@@ -63,9 +64,9 @@ def test_a_completed_job_is_counted_with_its_times(registry: CollectorRegistry) 
 
 def test_a_failed_job_is_counted_by_its_reason(registry: CollectorRegistry) -> None:
     metrics = JobMetrics(registry)
-    metrics.transition(JOB, ended("Failed", "CircuitSyntaxError"))
-    metrics.transition(JOB, ended("Failed", "ExecutorFailed", attempts=4))
-    metrics.transition(JOB, ended("Cancelled"))
+    metrics.written(JOB, NEW, ended("Failed", "CircuitSyntaxError"))
+    metrics.written(JOB, NEW, ended("Failed", "ExecutorFailed", attempts=4))
+    metrics.written(JOB, NEW, ended("Cancelled"))
     value = registry.get_sample_value
     failed = LOCAL | {"phase": "Failed"}
     assert value("qiskit_job_finished_total", failed | {"reason": "CircuitSyntaxError"}) == 1
@@ -77,7 +78,7 @@ def test_a_failed_job_is_counted_by_its_reason(registry: CollectorRegistry) -> N
 
 
 def test_what_has_not_ended_is_not_counted_as_finished(registry: CollectorRegistry) -> None:
-    JobMetrics(registry).transition(JOB, QiskitJobStatus(phase="Running"))
+    JobMetrics(registry).written(JOB, NEW, QiskitJobStatus(phase="Running"))
     names = {sample.name for family in registry.collect() for sample in family.samples}
     assert "qiskit_job_finished_total" not in names
 
@@ -98,7 +99,7 @@ def test_jobs_by_phase_are_counted_when_asked(registry: CollectorRegistry) -> No
 
 def _all(registry: CollectorRegistry) -> None:
     """Every metric there is, with something in each."""
-    JobMetrics(registry).transition(JOB, ended("Completed", results=ResultsStatus()))
+    JobMetrics(registry).written(JOB, NEW, ended("Completed", results=ResultsStatus()))
     registry.register(JobsByPhase(lambda: [JOB]))
     queue = QueueMetrics(registry, "qiskitjob")
     queue.depth(3)
