@@ -183,7 +183,7 @@ def test_the_bell_job_is_one_trace_without_a_gap(namespace: Kubectl, collector: 
     ] == [0, 0, 0, 0]
     executor = by_name["stage executor"]
     inside = {each.name for each in children(spans, executor)}
-    assert inside == {"start", "load", "check", "run", "store"}
+    assert inside == {"start", "load", "connect to collector", "check", "run", "store"}
     assert {each.name for each in children(spans, by_name["run"])} >= {"transpile", "execute"}
     # They nest in time as they do by name; the two clocks are one here.
     for each in children(spans, executor):

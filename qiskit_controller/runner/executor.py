@@ -164,6 +164,8 @@ class _Execution:
             rules.check_bound(circuit)
             rules.check_measured(circuit)
 
+        # Reading the circuit forks.
+        tracing.connect()
         with tracing.span("tell controller"):
             cluster = self.cluster_of(self.paths, plan.job.namespace)
             storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))

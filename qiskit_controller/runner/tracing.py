@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # What a collector that does not answer may cost a stage when it ends.
 LAST_WORDS_SECONDS = 1.0
+SERVICE = "qiskit-runner"
 _NAMES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -43,11 +44,23 @@ _NAMES = (
 
 @attrs.define
 class _State:
-    """Of this process. `open` are the spans that are not over, the outermost first."""
+    """Of this process.
+
+    Attributes:
+        open: the spans that are not over, the outermost first; empty when nobody is told.
+        waiting: what is over and has not been sent.
+    """
 
     begun: datetime
     open: list[SpanContext] = attrs.field(factory=list)
+    waiting: list[Span] = attrs.field(factory=list)
     sender: SpanSender | None = None
+
+    def take(self, span: Span) -> None:
+        self.waiting.append(span)
+        if self.sender is not None:
+            self.sender.send(self.waiting)
+            self.waiting.clear()
 
 
 _state: _State | None = None
@@ -59,7 +72,7 @@ def begin() -> None:
     _state = _State(_process_started())
 
 
-def start(service: str = "qiskit-runner") -> None:
+def start() -> None:
     """Tell of what took so long until now, and of what follows.
 
     Call it in the process that does the work, when that has been imported.
@@ -69,13 +82,33 @@ def start(service: str = "qiskit-runner") -> None:
     # Looked for here as well, so that whoever has no collector pays for no import.
     if parent is None or not parent.sampled or not any(map(os.environ.get, _NAMES)):
         return
+    state.open[:] = [parent]
+    told("start", state.begun, datetime.now(UTC))
+
+
+def connect(*, last: bool = False) -> None:
+    """From now on, send spans while the work goes on; until now they were kept.
+
+    It starts a thread. So whoever forks does that before: a child that is forked beside a thread
+    may find locks that nobody will ever open.
+
+    Args:
+        last: the stage has said that it is over, so nothing can be in it any more.
+    """
+    state = _current()
+    if not state.open or state.sender is not None:
+        return
+    begun = datetime.now(UTC)
     from qiskit_controller.telemetry.otlp import SpanSender, configured
 
     if not configured("TRACES"):
+        state.open.clear()
         return
-    state.open.append(parent)
-    state.sender = SpanSender(service, seconds=LAST_WORDS_SECONDS)
-    told("start", state.begun, datetime.now(UTC))
+    state.sender = SpanSender(SERVICE, seconds=LAST_WORDS_SECONDS)
+    if not last:
+        told("connect to collector", begun, datetime.now(UTC))
+    state.sender.send(state.waiting)
+    state.waiting.clear()
 
 
 @contextmanager
@@ -87,7 +120,7 @@ def span(name: str, **attributes: Attribute) -> Iterator[dict[str, Attribute]]:
     """
     state = _current()
     found = {key.replace("_", "."): value for key, value in attributes.items()}
-    if state.sender is None:
+    if not state.open:
         yield found
         return
     parent = state.open[-1]
@@ -101,34 +134,34 @@ def span(name: str, **attributes: Attribute) -> Iterator[dict[str, Attribute]]:
         error = raised
         raise
     finally:
-        state.open.remove(context)
+        if context in state.open:
+            state.open.remove(context)
         reason = getattr(error, "reason", None)
-        state.sender.send(
-            [
-                Span(
-                    name=name,
-                    context=context,
-                    parent=parent,
-                    start=begun,
-                    end=datetime.now(UTC),
-                    attributes=found,
-                    error=str(error) if error is not None else None,
-                    error_type=str(reason or type(error).__name__) if error is not None else None,
-                )
-            ]
+        state.take(
+            Span(
+                name=name,
+                context=context,
+                parent=parent,
+                start=begun,
+                end=datetime.now(UTC),
+                attributes=found,
+                error=str(error) if error is not None else None,
+                error_type=str(reason or type(error).__name__) if error is not None else None,
+            )
         )
 
 
 def told(name: str, start: datetime, end: datetime, **attributes: Attribute) -> None:
     """A span whose times someone else has told, such as a provider's queue."""
     state = _current()
-    if state.sender is None:
+    if not state.open:
         return
     parent = state.open[-1]
     context = parent.sibling(secrets.token_hex(8))
     found = {key.replace("_", "."): value for key, value in attributes.items()}
-    made = Span(name=name, context=context, parent=parent, start=start, end=end, attributes=found)
-    state.sender.send([made])
+    state.take(
+        Span(name=name, context=context, parent=parent, start=start, end=end, attributes=found)
+    )
 
 
 def begun() -> str:
@@ -143,11 +176,13 @@ def now() -> str:
 
 def finish(seconds: float = LAST_WORDS_SECONDS) -> None:
     """Send what is left, for as long as that at most. The report is written before."""
+    connect(last=True)
     state = _current()
     if state.sender is not None:
         state.sender.close(seconds)
-        state.sender = None
-        state.open.clear()
+    state.sender = None
+    state.open.clear()
+    state.waiting.clear()
 
 
 def trace_id() -> str | None:

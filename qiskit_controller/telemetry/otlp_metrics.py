@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import structlog
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -38,6 +38,10 @@ _CUMULATIVE = AggregationTemporality.CUMULATIVE
 _INTERVAL_MILLISECONDS = 60_000.0
 _SCOPE = InstrumentationScope("qiskit_controller")
 _UNITS = {"_seconds": "s", "_bytes": "By", "_usd": "USD", "_ratio": "1"}
+
+
+# What the encoder leaves out; Prometheus does not keep them.
+_UNKNOWN = cast(float, None)
 
 
 async def push(registry: CollectorRegistry, service: str) -> NoReturn:
@@ -134,8 +138,8 @@ def _histograms(samples: Iterable[Sample], begun: int, now: int) -> list[Histogr
                 sum=point.get("sum", 0.0),
                 bucket_counts=[b - a for a, b in zip([0, *counts], counts, strict=False)],
                 explicit_bounds=[bound for bound, _ in below[:-1]],
-                min=float("nan"),
-                max=float("nan"),
+                min=_UNKNOWN,
+                max=_UNKNOWN,
                 exemplars=[],
             )
         )

@@ -202,12 +202,12 @@ class _Telling:
         if completed is None:
             return self.gone
         begun = _time_of(attempt.start_time) or self.created
+        later = _time_of(following[0].start_time) if following else None
         for phase, moment in changes[1:]:
             # Of a retry, the phase that it ended in; not the one that it began in.
             over = phase in FINISHED or (phase == "Pending" and moment > begun + _SECOND)
-            if over and moment >= completed:
-                return moment
-        later = _time_of(following[0].start_time) if following else None
+            if over and completed <= moment and (later is None or moment <= later + _SECOND):
+                return moment if later is None else min(moment, later)
         return min(completed + _SECOND, later or completed + _SECOND)
 
     def _attempt(self, attempt: AttemptStatus, start: datetime, end: datetime) -> Iterator[Span]:
