@@ -362,6 +362,16 @@ def test_metrics_are_pushed_as_they_are_shown(namespace: Kubectl, collector: Col
     ]
 
 
+def test_telling_takes_little_memory(controller: Controller, collector: Collector) -> None:
+    leader = controller.wait_leader()
+    status = controller.kubectl("exec", leader, "--", "cat", "/proc/1/status")
+    resident = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert resident is not None
+    mebibytes = int(resident[1]) / 1024
+    print(f"{leader}, which has sent traces and metrics: VmRSS {mebibytes:.1f} MiB")
+    assert mebibytes < 120
+
+
 # --- metrics --------------------------------------------------------------------------------
 
 
@@ -402,7 +412,7 @@ def test_the_samples_are_counted_and_prometheus_shows_it(
         # Every query of the dashboard is understood, and about metrics that there are.
         for query in dashboard_queries():
             ask(query)
-        known = ask('count by (__name__) ({job="qiskit-controller"})')
+        known = ask('count by (__name__) ({job="qiskit-operator-metrics"})')
         used = set(
             re.findall(
                 r"\b(?:qiskit|workqueue|controller_runtime|rest_client|leader|"
@@ -452,7 +462,7 @@ def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "scrape_configs": [
             {
-                "job_name": "qiskit-controller",
+                "job_name": "qiskit-operator-metrics",
                 "kubernetes_sd_configs": [discovery],
                 "relabel_configs": [keep, pod],
             }
