@@ -29,6 +29,7 @@ from tests.otlp.client import Collector, Span, running
 from .conftest import NAME
 from .harness import (
     ROOT,
+    SAMPLES,
     SYSTEM,
     Controller,
     Kubectl,
@@ -48,7 +49,6 @@ GATEWAY = "10.88.0.1"
 GAP = 0.1
 # What explains time by being about something in particular; the others only hold them together.
 FRAMES = ("QiskitJob", "phase ", "attempt", "reconcile", "stage executor", "stage source")
-IN_THE_POD = {"start", "load", "check", "run", "load backend", "transpile", "execute", "store"}
 NEXT_TO_IT = (ROOT / "hack" / "cluster", "exec-netns", "--name", NAME, "--")
 
 
@@ -183,8 +183,8 @@ def test_the_bell_job_is_one_trace_without_a_gap(namespace: Kubectl, collector: 
     ] == [0, 0, 0, 0]
     executor = by_name["stage executor"]
     inside = {each.name for each in children(spans, executor)}
-    assert inside == {"start", "load", "connect to collector", "check", "run", "store"}
-    assert {each.name for each in children(spans, by_name["run"])} >= {"transpile", "execute"}
+    before = {"start", "load", "connect to collector", "prepare", "tell controller", "check"}
+    assert inside == {*before, "load backend", "transpile", "execute", "store"}
     # They nest in time as they do by name; the two clocks are one here.
     for each in children(spans, executor):
         assert executor.start <= each.start <= each.end <= executor.end, each.name
@@ -340,8 +340,9 @@ def test_losing_the_collector_delays_no_job(
     )
     print(f"{how}: the executor's process ended {late:.2f} s after its work; {total:.1f} s in all")
     assert collector.requests() > before, "it was tried"
-    # One second for the last words; finishedAt has whole seconds, and an interpreter ends too.
-    assert late < 2.5
+    # One second for the last words, an interpreter that ends on a busy machine; the SDK's own
+    # patience is ten seconds for a request and thirty for its end.
+    assert late < 6.0
     assert controller.restarts() == restarts
 
 
@@ -382,8 +383,10 @@ def test_the_samples_are_counted_and_prometheus_shows_it(
     controller.kubectl("rollout", "restart", controller.DEPLOYMENT)
     controller.wait_ready()
     leader = controller.wait_leader()
-    namespace("apply", "-f", ROOT / "manifests" / "samples" / "bell-state.yaml")
-    namespace("apply", "-f", ROOT / "manifests" / "samples" / "descriptive-name.yaml")
+    for sample in ("bell-state.yaml", "descriptive-name.yaml"):
+        for each in yaml.safe_load_all((SAMPLES / sample).read_text()):
+            each["metadata"].pop("namespace", None)
+            namespace.apply(each)
     namespace.apply(quantum_job("wrong", "this is no Python"))
     names = [job["metadata"]["name"] for job in namespace.list("qiskitjobs")]
     for name in names:

@@ -166,11 +166,11 @@ class _Execution:
 
         # Reading the circuit forks.
         tracing.connect()
-        with tracing.span("tell controller"):
+        with tracing.span("prepare", quantum_backend_type=plan.spec.backend.type):
             cluster = self.cluster_of(self.paths, plan.job.namespace)
             storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
             driver = runner_driver(plan.spec.backend.type)
-            self._progress(cluster, plan, "Validated", metrics)
+        self._progress(cluster, plan, "Validated", metrics)
 
         def executing(backend: str) -> None:
             self.report = attrs.evolve(self.report, backend=backend)
@@ -188,29 +188,27 @@ class _Execution:
             ):
                 storing.check(circuit)
 
-        with tracing.span("run", quantum_backend_type=plan.spec.backend.type) as about:
-            if isinstance(driver, RemoteDriver):
-                # How long it may execute is seen to by the controller, which also has to cancel.
-                result = Remote(
-                    driver=driver,
-                    plan=plan,
-                    cluster=cluster,
-                    credentials=self.paths.credentials,
-                    attempt=self.attempt,
-                    number=self.ticket,
-                    job_id=self.provider_job,
-                    check=check,
-                    executing=executing,
-                    waiting=waiting,
-                    pace=self.pace,
-                ).run(circuit)
-            else:
-                check()
-                result = self._run_here(driver, circuit, plan, executing)
-            about["quantum.backend.name"] = result.backend
-            _tell_times(result)
-            self._ran(result)
+        if isinstance(driver, RemoteDriver):
+            # How long it may execute is seen to by the controller, which also has to cancel.
+            result = Remote(
+                driver=driver,
+                plan=plan,
+                cluster=cluster,
+                credentials=self.paths.credentials,
+                attempt=self.attempt,
+                number=self.ticket,
+                job_id=self.provider_job,
+                check=check,
+                executing=executing,
+                waiting=waiting,
+                pace=self.pace,
+            ).run(circuit)
+        else:
+            check()
+            result = self._run_here(driver, circuit, plan, executing)
+        _tell_times(result)
         with tracing.span("store", quantum_output_type=plan.spec.output.type):
+            self._ran(result)
             made = document(plan, code, self.attempt, metrics, result)
             formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
             stored = storing.keep_and_put(formatted, counts_json(made), self.report, metrics)
@@ -293,7 +291,8 @@ class _Execution:
         )
         patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
         try:
-            cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
+            with tracing.span("tell controller", quantum_progress=stage):
+                cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
         except ApiError as error:
             story.say(f"Note       the progress {stage} could not be told: {error}")
 

@@ -1,8 +1,8 @@
 """The stages ``source`` and ``executor`` tell where their time goes, as spans.
 
 The parent of them all is the stage's own span, which the controller makes of what the stage says
-in its report; ``TRACEPARENT`` names it. So nothing here is lost when the pod is, but its details,
-and none of those is left without a parent.
+in its report; ``TRACEPARENT`` names it. They do not nest in each other: a pod that is lost would
+leave those inside without their parent, which is sent only when it is over.
 
 Without a collector in the environment (``OTEL_*``) nothing is imported and :func:`span` does
 nothing. The untrusted stage has none, and does not import this module.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,12 +47,12 @@ class _State:
     """Of this process.
 
     Attributes:
-        open: the spans that are not over, the outermost first; empty when nobody is told.
+        stage: the stage's own span, parent of all; None when nobody is told.
         waiting: what is over and has not been sent.
     """
 
     begun: datetime
-    open: list[SpanContext] = attrs.field(factory=list)
+    stage: SpanContext | None = None
     waiting: list[Span] = attrs.field(factory=list)
     sender: SpanSender | None = None
 
@@ -82,7 +82,7 @@ def start() -> None:
     # Looked for here as well, so that whoever has no collector pays for no import.
     if parent is None or not parent.sampled or not any(map(os.environ.get, _NAMES)):
         return
-    state.open[:] = [parent]
+    state.stage = parent
     told("start", state.begun, datetime.now(UTC))
 
 
@@ -96,13 +96,13 @@ def connect(*, last: bool = False) -> None:
         last: the stage has said that it is over, so nothing can be in it any more.
     """
     state = _current()
-    if not state.open or state.sender is not None:
+    if state.stage is None or state.sender is not None:
         return
     begun = datetime.now(UTC)
     from qiskit_controller.telemetry.otlp import SpanSender, configured
 
     if not configured("TRACES"):
-        state.open.clear()
+        state.stage = None
         return
     state.sender = SpanSender(SERVICE, seconds=LAST_WORDS_SECONDS)
     if not last:
@@ -118,49 +118,49 @@ def span(name: str, **attributes: Attribute) -> Iterator[dict[str, Attribute]]:
     What is raised inside is an error of the span. Names of attributes are written with ``_`` for
     ``.``, and begin with ``quantum``.
     """
-    state = _current()
     found = {key.replace("_", "."): value for key, value in attributes.items()}
-    if not state.open:
+    if _current().stage is None:
         yield found
         return
-    parent = state.open[-1]
-    context = parent.sibling(secrets.token_hex(8))
     begun = datetime.now(UTC)
     error: BaseException | None = None
-    state.open.append(context)
     try:
         yield found
     except BaseException as raised:
         error = raised
         raise
     finally:
-        if context in state.open:
-            state.open.remove(context)
-        reason = getattr(error, "reason", None)
-        state.take(
-            Span(
-                name=name,
-                context=context,
-                parent=parent,
-                start=begun,
-                end=datetime.now(UTC),
-                attributes=found,
-                error=str(error) if error is not None else None,
-                error_type=str(reason or type(error).__name__) if error is not None else None,
-            )
-        )
+        _take(name, begun, datetime.now(UTC), found, error)
 
 
 def told(name: str, start: datetime, end: datetime, **attributes: Attribute) -> None:
     """A span whose times someone else has told, such as a provider's queue."""
-    state = _current()
-    if not state.open:
-        return
-    parent = state.open[-1]
-    context = parent.sibling(secrets.token_hex(8))
     found = {key.replace("_", "."): value for key, value in attributes.items()}
+    _take(name, start, end, found)
+
+
+def _take(
+    name: str,
+    start: datetime,
+    end: datetime,
+    attributes: Mapping[str, Attribute],
+    error: BaseException | None = None,
+) -> None:
+    state = _current()
+    if state.stage is None:
+        return
+    reason = getattr(error, "reason", None)
     state.take(
-        Span(name=name, context=context, parent=parent, start=start, end=end, attributes=found)
+        Span(
+            name=name,
+            context=state.stage.sibling(secrets.token_hex(8)),
+            parent=state.stage,
+            start=start,
+            end=end,
+            attributes=attributes,
+            error=str(error) if error is not None else None,
+            error_type=str(reason or type(error).__name__) if error is not None else None,
+        )
     )
 
 
@@ -180,8 +180,7 @@ def finish(seconds: float = LAST_WORDS_SECONDS) -> None:
     state = _current()
     if state.sender is not None:
         state.sender.close(seconds)
-    state.sender = None
-    state.open.clear()
+    state.sender = state.stage = None
     state.waiting.clear()
 
 
