@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Sequence
 
 import attrs
 import pytest
+from prometheus_client import CollectorRegistry
 
 from qiskit_controller.api.quantities import parse_time
-from qiskit_controller.kube.client import JOBS
+from qiskit_controller.kube.client import JOBS, Client
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
 from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, stage_span
+from qiskit_controller.telemetry.metrics import RequestMetrics
 from qiskit_controller.telemetry.trace import ANNOTATION, Span, parse, trace_of
+from tests.integration.conftest import ApiServer
 
 from .cluster import Cluster, Replica, Watcher, eventually, qiskitjob
 
@@ -50,17 +53,20 @@ class Collected:
 
 
 @pytest.fixture
-async def collected(cluster: Cluster) -> AsyncIterator[Collected]:
+async def collected(cluster: Cluster, apiserver: ApiServer) -> AsyncIterator[Collected]:
     """What a controller that works, and has a collector, sends."""
     found = Collected()
-    replica = Replica(cluster.client, cluster.namespace)
-    replica.reconciler.tracer = JobTracer(found)
-    replica.reconciler.settings = attrs.evolve(
-        replica.reconciler.settings,
-        telemetry={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"},
-    )
-    async with replica:
-        yield found
+    # Its requests are counted, as the manager has them counted: that is how they are known.
+    metrics = RequestMetrics(CollectorRegistry())
+    async with await Client.connect(str(apiserver.kubeconfig), metrics=metrics) as client:
+        replica = Replica(client, cluster.namespace)
+        replica.reconciler.tracer = JobTracer(found)
+        replica.reconciler.settings = attrs.evolve(
+            replica.reconciler.settings,
+            telemetry={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"},
+        )
+        async with replica:
+            yield found
 
 
 async def test_the_trace_is_on_the_object_from_the_first_write_on(
