@@ -17,7 +17,7 @@ from qiskit_controller.kube.errors import ApiError
 from qiskit_controller.kube.leaderelection import LeadershipLost
 from qiskit_controller.manager import NAME, Options, serve
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
-from qiskit_controller.telemetry import logs
+from qiskit_controller.telemetry import logs, otlp
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +94,7 @@ def main() -> int:
         retry_period=given.retry_period,
         settings=Settings(
             runner_image=given.runner_image,
+            telemetry=otlp.passed_on(),
             pull_policy=given.runner_pull_policy,
             pull_secrets=given.runner_pull_secrets,
             bounds=Limits(

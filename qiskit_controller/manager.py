@@ -11,8 +11,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 import structlog
@@ -33,7 +33,8 @@ from qiskit_controller.kube.leaderelection import LeaderElector
 from qiskit_controller.kube.queue import WorkQueue
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
 from qiskit_controller.reconcilers.qiskitjob.reconciler import Caches, QiskitJobReconciler
-from qiskit_controller.telemetry import metrics
+from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, Sender
+from qiskit_controller.telemetry import metrics, otlp
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,8 @@ NAME = "qiskit-controller"
 _STUCK_SECONDS = 300.0
 # What is under way when the process is told to stop may finish first.
 _DRAIN_SECONDS = 3.0
+# What has not been told to a collector may still be, for so long.
+_LAST_WORDS_SECONDS = 2.0
 
 
 @attrs.frozen(kw_only=True)
@@ -72,7 +75,13 @@ class Options:
 class Manager:
     """One replica of the controller."""
 
-    def __init__(self, options: Options, client: Client, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        options: Options,
+        client: Client,
+        registry: CollectorRegistry,
+        spans: Sender | None = None,
+    ) -> None:
         self._options = options
         identity = f"{socket.gethostname()}_{os.getpid()}_{os.urandom(4).hex()}"
         self._caches = Caches.create(client)
@@ -83,12 +92,15 @@ class Manager:
         self._caches.feed(self._queue)
         job_metrics = metrics.JobMetrics(registry)
         registry.register(metrics.JobsByPhase(self._caches.jobs.list))
+        for informer in self._caches.all():
+            informer.metrics = metrics.WatchMetrics(registry, informer.resource.plural)
         reconciler = QiskitJobReconciler(
             client=client,
             caches=self._caches,
             events=self._events,
             settings=options.settings,
-            on_transition=job_metrics.transition,
+            on_written=job_metrics.written,
+            tracer=JobTracer(spans) if spans is not None else None,
         )
         self._controller = Controller(
             "qiskitjob",
@@ -189,7 +201,31 @@ async def serve(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     request_metrics = metrics.RequestMetrics(registry)
-    async with await Client.connect(
-        options.kubeconfig, user_agent=NAME, metrics=request_metrics
-    ) as client:
-        await Manager(options, client, registry).run(stop.wait())
+    async with (
+        _telemetry(registry) as spans,
+        await Client.connect(
+            options.kubeconfig, user_agent=NAME, metrics=request_metrics
+        ) as client,
+    ):
+        await Manager(options, client, registry, spans).run(stop.wait())
+
+
+@asynccontextmanager
+async def _telemetry(registry: CollectorRegistry) -> AsyncIterator[Sender | None]:
+    """What the environment asks for, and is imported for nobody else: where spans go, if they
+    do, and metrics that are pushed."""
+    spans = pushing = None
+    if otlp.configured("TRACES"):
+        spans = otlp.SpanSender(NAME)
+    if otlp.configured("METRICS"):
+        from qiskit_controller.telemetry.otlp_metrics import push
+
+        pushing = asyncio.create_task(push(registry, NAME), name="push-metrics")
+    try:
+        yield spans
+    finally:
+        if pushing is not None:
+            pushing.cancel()
+            await asyncio.wait({pushing}, timeout=_LAST_WORDS_SECONDS)
+        if spans is not None:
+            await asyncio.to_thread(spans.close, _LAST_WORDS_SECONDS)

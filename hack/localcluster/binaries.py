@@ -83,6 +83,11 @@ def node_programs() -> dict[str, Path]:
     return found
 
 
+def prometheus() -> Path:
+    """The folder with Debian's prometheus and promtool, which tests use."""
+    return apt.extracted("prometheus") / "usr/bin"
+
+
 def cni_plugins() -> Path:
     """The folder with the CNI plugins."""
     return apt.extracted("containernetworking-plugins") / "usr/lib/cni"

@@ -497,6 +497,18 @@ class AttemptStatus:
 
 
 @attrs.frozen
+class PhaseChange:
+    """That the job entered a phase."""
+
+    phase: Phase = field("The phase.")
+    time: str = field("When, to the microsecond.", format="date-time")
+
+
+# So many changes of phase are remembered; an attempt takes four.
+MAX_PHASE_HISTORY = 64
+
+
+@attrs.frozen
 class ResultsStatus:
     """What came back."""
 
@@ -553,6 +565,11 @@ class QiskitJobStatus:
     executor_pod_name: str | None = field("Pod of the current or last attempt.", default=None)
     provider: ProviderStatus | None = field(
         "The job at the provider. Additional field.", default=None
+    )
+    phase_history: tuple[PhaseChange, ...] = field(
+        f"The phases so far, oldest first, the last {MAX_PHASE_HISTORY} of them.",
+        default=(),
+        **{"x-kubernetes-list-type": "atomic"},
     )
 
 

@@ -192,6 +192,11 @@ class Plan:
     limits: Limits = field("Bounds on the untrusted stage.", factory=Limits)
 
 
+# Kubernetes tells both in whole seconds.
+_BEGUN = "When the stage's first process began, RFC 3339 with microseconds."
+_ENDED = "When the stage had nothing left to do but say so."
+
+
 @attrs.frozen
 class SourceReport:
     """What the stage ``source`` fetched, or with a reason, why it did not."""
@@ -201,6 +206,8 @@ class SourceReport:
     sha256: str = field("SHA-256 of the file.", default="")
     size: int = field("Its size in bytes.", default=0)
     commit: str | None = field("The commit it is from, for git.", default=None)
+    begun: str | None = field(_BEGUN, default=None)
+    ended: str | None = field(_ENDED, default=None)
 
 
 @attrs.frozen
@@ -313,6 +320,8 @@ class Report:
     )
     outcomes: int = field("Number of distinct outcomes.", default=0)
     stored: StoredResult | None = field("What was written.", default=None)
+    begun: str | None = field(_BEGUN, default=None)
+    ended: str | None = field(_ENDED, default=None)
 
 
 def timeout_message(timeout: timedelta) -> str:

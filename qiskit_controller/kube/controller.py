@@ -11,7 +11,8 @@ raises anything else            logged with its traceback; retried, rate-limited
 ==============================  ======================================================
 
 There is no way to fail for good: a reconciler that has given up on an object writes that
-into the object's status and returns. Cancelling `run` cancels the reconciles under way,
+into the object's status and returns. All that is logged meanwhile has a `reconcile_id`, and
+what the reconciler binds beside it. Cancelling `run` cancels the reconciles under way,
 which may stop between any two writes, as they might when the process is killed. To let
 them finish, drain the queue, and `run` returns.
 """
@@ -19,6 +20,7 @@ them finish, drain the queue, and `run` returns.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal, Protocol
@@ -97,6 +99,8 @@ class Controller:
 
     async def _process(self, key: str) -> None:
         started = time.monotonic()
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(reconcile_id=secrets.token_hex(4))
         # A retry or a timer keeps the urgency of the key, but is more than a reminder.
         priority = max(0, self.queue.priority_of(key))
         outcome: Outcome
@@ -119,6 +123,7 @@ class Controller:
                 outcome = "requeue_after"
                 self.queue.add_after(key, result.requeue_after, priority=priority)
         self._metrics.reconciled(outcome, time.monotonic() - started)
+        structlog.contextvars.clear_contextvars()
 
 
 class Enqueue:

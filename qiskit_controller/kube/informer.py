@@ -31,7 +31,7 @@ import structlog
 
 from qiskit_controller.kube.client import Client
 from qiskit_controller.kube.objects import Object, freeze, key_of, resource_version_of, uid_of
-from qiskit_controller.kube.reflector import Reflector, Transform, Tuning
+from qiskit_controller.kube.reflector import Reflector, ReflectorMetrics, Transform, Tuning
 from qiskit_controller.kube.resources import Resource
 
 log = structlog.get_logger(__name__)
@@ -209,6 +209,15 @@ class Informer:
     def seconds_since_contact(self) -> float:
         """How long ago the server last said anything about this collection."""
         return self._reflector.seconds_since_contact
+
+    @property
+    def metrics(self) -> ReflectorMetrics:
+        """Told about lists, watches and events; set it before `run`."""
+        return self._reflector.metrics
+
+    @metrics.setter
+    def metrics(self, metrics: ReflectorMetrics) -> None:
+        self._reflector.metrics = metrics
 
     async def run(self) -> None:
         """Follow the server until cancelled."""

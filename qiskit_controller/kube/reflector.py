@@ -34,6 +34,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import NoReturn, Protocol
 
 import attrs
@@ -62,6 +63,29 @@ class Sink(Protocol):
 
     def remove(self, obj: Object) -> None:
         """This one was deleted; this is its last state."""
+
+
+class ReflectorMetrics(Protocol):
+    """Told about lists and watches. Times in seconds."""
+
+    def listed(self, items: int, seconds: float) -> None:
+        """A list is complete."""
+
+    def watch_opened(self) -> None:
+        """The server has begun to answer a watch."""
+
+    def watch_ended(self, seconds: float, events: int) -> None:
+        """An open watch is over, in whatever way, after so many events."""
+
+    def event(self, lag: float | None) -> None:
+        """An event has come, so long after the change it tells of, where that is known."""
+
+
+class _NoMetrics:
+    def listed(self, items: int, seconds: float) -> None: ...
+    def watch_opened(self) -> None: ...
+    def watch_ended(self, seconds: float, events: int) -> None: ...
+    def event(self, lag: float | None) -> None: ...
 
 
 @attrs.frozen
@@ -102,6 +126,7 @@ class Reflector:
         self._transform = transform
         self._tuning = Tuning() if tuning is None else tuning
         self._clock = clock
+        self.metrics: ReflectorMetrics = _NoMetrics()
         # One item (None) whose failures are counted, with jitter up to double the delay.
         self._backoff: ItemExponentialBackoff[None] = ItemExponentialBackoff(
             self._tuning.backoff_base, self._tuning.backoff_cap, jitter=1.0
@@ -140,6 +165,7 @@ class Reflector:
             await asyncio.sleep(self._backoff.when(None))
 
     async def _list(self) -> None:
+        started = self._clock()
         objects: list[Object] = []
         limit: int | None = self._tuning.page_size
         token: str | None = None
@@ -164,6 +190,7 @@ class Reflector:
             if not token:
                 break
         self._last_contact = self._clock()
+        self.metrics.listed(len(objects), self._last_contact - started)
         self._sink.replace(objects)
         self._resource_version = page["metadata"]["resourceVersion"]
 
@@ -182,13 +209,20 @@ class Reflector:
             field_selector=self._field_selector,
             metadata_only=self._metadata_only,
         ) as events:
-            self._last_contact = self._clock()
-            async for type_, obj in events:
-                self._last_contact = self._clock()
-                self._handle(type_, obj)
-                if not progress:
-                    progress = True
-                    self._backoff.forget(None)
+            self._last_contact = opened = self._clock()
+            self.metrics.watch_opened()
+            count = 0
+            try:
+                async for type_, obj in events:
+                    self._last_contact = self._clock()
+                    count += 1
+                    self.metrics.event(_lag(type_, obj))
+                    self._handle(type_, obj)
+                    if not progress:
+                        progress = True
+                        self._backoff.forget(None)
+            finally:
+                self.metrics.watch_ended(self._clock() - opened, count)
         if not progress and self._clock() - started < 1:
             # Nothing said and hung up at once is a failure, however politely it is done;
             # taking it for an orderly end would mean asking again without a pause.
@@ -217,6 +251,23 @@ class Reflector:
         obj["apiVersion"] = self._resource.api_version
         obj["kind"] = self._resource.kind
         return self._transform(obj) if self._transform else obj
+
+
+def _lag(type_: str, obj: Object) -> float | None:
+    """How long ago the change was made that an event tells of, by the two machines' clocks.
+
+    Whoever changed the object last has left the time in managedFields, in whole seconds: a lag
+    below one second says nothing.
+    """
+    if type_ not in ("ADDED", "MODIFIED"):
+        return None
+    try:
+        fields = obj["metadata"].get("managedFields") or ()
+        latest = max((each.get("time") or "" for each in fields), default="")
+        return max(0.0, time.time() - datetime.fromisoformat(latest).timestamp())
+    # An event that makes no sense is dealt with by who handles it.
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _may_resume(error: ApiError) -> bool:

@@ -27,6 +27,8 @@
 ``store_stage``    the executor of an attempt that stores what an earlier one kept
 ``cluster``        the two ConfigMaps that the executor may read and patch
 ``plan``           reads the plan
+``tracing``        where the time of the trusted stages goes, as spans
+``logs``           what libraries log in the trusted stages
 ``pod``            folders of the pod, limits of the container
 =================  ==========================================================================
 

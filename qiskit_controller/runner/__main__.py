@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     _set_threads()
     paths = Paths.under(given.root)
     # Each stage imports its own needs only: what is imported is what the job waits for.
+    if given.stage != "circuit":
+        from qiskit_controller.runner import logs, tracing
+
+        tracing.begin()
+        logs.configure(paths, given.stage)
     if given.stage == "source":
         from qiskit_controller.runner import source_stage
         from qiskit_controller.runner.plan import read_plan

@@ -17,6 +17,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import attrs
@@ -46,7 +47,7 @@ from qiskit_controller.drivers import (
     runner_driver,
 )
 from qiskit_controller.drivers.remote import RemoteDriver
-from qiskit_controller.runner import rules, story
+from qiskit_controller.runner import rules, story, tracing
 from qiskit_controller.runner.cluster import ApiError, Cluster
 from qiskit_controller.runner.fetched import Code, locate
 from qiskit_controller.runner.formats import Run, counts_json, write
@@ -100,12 +101,15 @@ def run_stage(
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
+    tracing.start()
     execution = _Execution(
         paths, attempt, timer, cluster_of, ticket, provider_job or None, pace or Pace()
     )
     report = execution.run()
     story.show_end(report, time.monotonic() - begun)
+    report = attrs.evolve(report, begun=tracing.begun(), ended=tracing.now())
     paths.termination_log.write_text(encode_report(report))
+    tracing.finish()
     return 0 if report.reason is None else 1
 
 
@@ -150,24 +154,29 @@ class _Execution:
         )
 
     def _run(self) -> None:
-        plan = read_plan(self.paths)
-        code = locate(plan, self.paths)
-        story.show_job(plan, self.attempt, code)
-        _check_source(plan.source.file, code)
-        outcome = _read_outcome(self.paths)
-        story.show_printed(outcome.printed)
-        if outcome.reason is not None:
-            raise rules.BadCircuit(_reason(outcome.reason), outcome.message)
+        with tracing.span("load") as about:
+            plan = read_plan(self.paths)
+            code = locate(plan, self.paths)
+            story.show_job(plan, self.attempt, code)
+            _check_source(plan.source.file, code)
+            outcome = _read_outcome(self.paths)
+            story.show_printed(outcome.printed)
+            if outcome.reason is not None:
+                raise rules.BadCircuit(_reason(outcome.reason), outcome.message)
 
-        circuit, metrics = self._load(plan)
-        self.report = attrs.evolve(self.report, circuit_metrics=metrics)
-        story.show_circuit(circuit, metrics)
-        rules.check_bound(circuit)
-        rules.check_measured(circuit)
+            circuit, metrics = self._load(plan)
+            about["quantum.circuit.qubits"] = metrics.qubits
+            self.report = attrs.evolve(self.report, circuit_metrics=metrics)
+            story.show_circuit(circuit, metrics)
+            rules.check_bound(circuit)
+            rules.check_measured(circuit)
 
-        cluster = self.cluster_of(self.paths, plan.job.namespace)
-        storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
-        driver = placed(runner_driver(plan.spec.backend.type), plan)
+        # Reading the circuit forks.
+        tracing.connect()
+        with tracing.span("prepare", quantum_backend_type=plan.spec.backend.type):
+            cluster = self.cluster_of(self.paths, plan.job.namespace)
+            storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
+            driver = placed(runner_driver(plan.spec.backend.type), plan)
         self._progress(cluster, plan, "Validated", metrics)
 
         def executing(backend: str) -> None:
@@ -180,7 +189,10 @@ class _Execution:
             self._progress(cluster, plan, stage, metrics, self.report.backend, what)
 
         def check() -> None:
-            with self._bound(*_CHECK):
+            with (
+                self._bound(*_CHECK),
+                tracing.span("check", quantum_output_type=plan.spec.output.type),
+            ):
                 storing.check(circuit)
 
         if isinstance(driver, RemoteDriver):
@@ -201,11 +213,13 @@ class _Execution:
         else:
             check()
             result = self._run_here(driver, circuit, plan, executing)
-        self._ran(result)
-        made = document(plan, code, self.attempt, metrics, result)
-        formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
-        stored = storing.keep_and_put(formatted, counts_json(made), self.report, metrics)
-        story.show_stored(stored)
+        _tell_times(result)
+        with tracing.span("store", quantum_output_type=plan.spec.output.type):
+            self._ran(result)
+            made = document(plan, code, self.attempt, metrics, result)
+            formatted = write(Run(made, circuit, result.circuit), plan.spec.output.format)
+            stored = storing.keep_and_put(formatted, counts_json(made), self.report, metrics)
+            story.show_stored(stored)
         self.report = attrs.evolve(self.report, stored=stored)
 
     def _run_here(
@@ -284,9 +298,19 @@ class _Execution:
         )
         patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
         try:
-            cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
+            with tracing.span("tell controller", quantum_progress=stage):
+                cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
         except ApiError as error:
             story.say(f"Note       the progress {stage} could not be told: {error}")
+
+
+def _tell_times(result: RunResult) -> None:
+    """The backend's own times, as spans."""
+    name, ended = result.backend, result.started + timedelta(seconds=result.execution_time)
+    if result.queued is not None:
+        tracing.told("provider queue", result.queued, result.started, quantum_backend_name=name)
+    shots = sum(result.counts.values())
+    tracing.told("execute", result.started, ended, quantum_backend_name=name, quantum_shots=shots)
 
 
 def _check_source(file: str, code: Code) -> None:

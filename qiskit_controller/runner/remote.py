@@ -48,6 +48,7 @@ from qiskit_controller.drivers.remote import (
 from qiskit_controller.runner import story
 from qiskit_controller.runner.cluster import ApiError, Cluster, Conflict, NotFound
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, clean
+from qiskit_controller.runner.tracing import span
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -235,7 +236,10 @@ class Remote:
         job_id = (known.id if known else None) or self.job_id
         # Before an intent, nothing can be at the provider.
         limit = None if known or job_id else self.pace.before
-        provider = self._patiently(lambda: self.driver.connect(self.plan, self.credentials), limit)
+        with span("connect to provider"):
+            provider = self._patiently(
+                lambda: self.driver.connect(self.plan, self.credentials), limit
+            )
         prepared = None
         if job_id is not None:
             story.say(f"Resuming   job {clean(job_id, 80)}, which an earlier attempt submitted")
@@ -243,14 +247,20 @@ class Remote:
         else:
             self.check()
             backend = self._device(provider, circuit, limit)
-            prepared = self._patiently(lambda: provider.prepare(circuit, backend, self.plan), limit)
-            job = self._submitted(provider, prepared, backend)
-        job = self._over(provider, job)
+            with span("transpile", quantum_backend_name=backend):
+                prepared = self._patiently(
+                    lambda: provider.prepare(circuit, backend, self.plan), limit
+                )
+            with span("submit", quantum_backend_name=backend):
+                job = self._submitted(provider, prepared, backend)
+        with span("wait for provider", quantum_provider_job=clean(job.id, 80)):
+            job = self._over(provider, job)
         if job.state is not JobState.DONE:
             raise _no_result(job)
         # Of a job of an earlier pod's, what was submitted is worked out again.
         made = prepared if prepared is not None else self._prepared_again(provider, circuit, job)
-        return self._patiently(lambda: provider.result(job.id, made, self.plan))
+        with span("fetch result"):
+            return self._patiently(lambda: provider.result(job.id, made, self.plan))
 
     # --- submitting ---------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from qiskit_controller.api.run import (
     encode_source_report,
 )
 from qiskit_controller.api.sources import BadAddress
+from qiskit_controller.runner import tracing
 from qiskit_controller.runner.addresses import (
     AddressPolicy,
     Network,
@@ -79,10 +80,13 @@ def run_stage(
         The exit code: 0 when the code is there, 1 when the report says why not.
     """
     signal.signal(signal.SIGTERM, lambda _signal, _frame: os._exit(128 + signal.SIGTERM))
+    tracing.start()
     with tempfile.TemporaryDirectory(prefix="source-") as scratch:
         earlier = earlier or Earlier.from_environment()
         report = _report(plan, paths, Path(scratch), earlier, resolve_name)
+    report = attrs.evolve(report, begun=tracing.begun(), ended=tracing.now())
     paths.termination_log.write_text(encode_source_report(report))
+    tracing.finish()
     if report.reason is None:
         return 0
     print(f"{report.reason}: {report.message}", flush=True)
@@ -94,7 +98,8 @@ def _report(
 ) -> SourceReport:
     seconds = plan.limits.source_seconds
     try:
-        with _time_limit(seconds):
+        source = plan.spec.circuit.source
+        with _time_limit(seconds), tracing.span("fetch", quantum_source_type=source):
             fetched = _fetch(plan, paths, scratch, earlier, resolve_name)
         _check(fetched, plan, earlier)
         report = store(fetched, plan, paths)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import attrs
 
 from qiskit_controller.api.run import Reason, Report, encode_report
-from qiskit_controller.runner import story
+from qiskit_controller.runner import story, tracing
 from qiskit_controller.runner.cluster import Cluster
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, clean
 from qiskit_controller.runner.keeping import TAKE_SECONDS, take
@@ -39,6 +39,7 @@ def run_stage(
         The exit code: 0 when the result is stored, 1 when the report says why not.
     """
     begun = time.monotonic()
+    tracing.start()
     report = Report(attempt=attempt)
     try:
         report = _store(paths, attempt, kept_by, cluster_of)
@@ -49,7 +50,9 @@ def run_stage(
         traceback.print_exc()
         report = _failed(report, Reason.EXECUTOR_FAILED, f"{type(error).__name__}: {error}")
     story.show_end(report, time.monotonic() - begun)
+    report = attrs.evolve(report, begun=tracing.begun(), ended=tracing.now())
     paths.termination_log.write_text(encode_report(report))
+    tracing.finish()
     return 0 if report.reason is None else 1
 
 
@@ -60,11 +63,13 @@ def _store(paths: Paths, attempt: int, kept_by: int, cluster_of: ClusterOf) -> R
         f"QiskitJob  {plan.job.namespace}/{plan.job.name}  (uid {plan.job.uid}), attempt {attempt}"
     )
     story.say(f"Storing    the result of attempt {kept_by}; the circuit is not run again")
-    progress, formatted, counts = patiently(
-        lambda: take(cluster, plan, kept_by), TAKE_SECONDS, story.say
-    )
+    with tracing.span("load"):
+        progress, formatted, counts = patiently(
+            lambda: take(cluster, plan, kept_by), TAKE_SECONDS, story.say
+        )
     storing = Storing(plan, attempt, cluster, open_store(plan, cluster, paths))
-    stored = storing.put_kept(formatted, counts, kept_by)
+    with tracing.span("store", quantum_output_type=plan.spec.output.type):
+        stored = storing.put_kept(formatted, counts, kept_by)
     story.show_stored(stored)
     ran = progress.report or Report(attempt=kept_by)
     return attrs.evolve(ran, attempt=attempt, stored=stored)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qiskit_controller.api.conditions import find
-from qiskit_controller.api.qiskitjob import Phase, QiskitJobStatus
-from qiskit_controller.api.quantities import parse_time
+from qiskit_controller.api.qiskitjob import BACKEND_TYPES, Phase, QiskitJobStatus
+from qiskit_controller.api.quantities import parse_money, parse_time
+from qiskit_controller.api.run import Reason
+from qiskit_controller.telemetry.trace import note_call, note_wait
 
+# No gauges <name>_created beside each counter: they are not in Prometheus' own form, and double
+# what is scraped.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+
+_REASONS = frozenset(each.value for each in Reason)
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 # Work in the queue and reconciles are much shorter than jobs; client-go's own buckets.
 _FAST = (1e-3, 1e-2, 0.1, 1, 10)
@@ -70,19 +85,57 @@ class JobMetrics:
             registry=registry,
         )
 
-    def transition(self, job: Mapping[str, Any], status: QiskitJobStatus) -> None:
-        """Count that a job has entered the phase in its new status."""
+        self._cost = Counter(
+            "qiskit_job_cost_usd_total",
+            "Cost of finished QiskitJobs that have run, in US dollars.",
+            ("backend_type",),
+            registry=registry,
+        )
+        self._retries = Counter(
+            "qiskit_job_retries_total",
+            "Attempts that failed and were followed by another, by why they failed.",
+            ("backend_type", "reason"),
+            registry=registry,
+        )
+        self._phases = Histogram(
+            "qiskit_job_phase_seconds",
+            "Time that QiskitJobs spent in a phase before they left it.",
+            ("backend_type", "phase"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def written(self, job: Mapping[str, Any], old: QiskitJobStatus, new: QiskitJobStatus) -> None:
+        """Count what a new status says and the old one did not."""
         backend_type = _backend_type(job)
+        before = {each.number for each in old.attempts if each.completion_time}
+        for each in new.attempts if new.completion_time is None else ():
+            if each.reason and each.completion_time and each.number not in before:
+                self._retries.labels(backend_type, _reason(each.reason)).inc()
+        if new.phase != old.phase:
+            self._left(backend_type, new)
+            self._entered(job, backend_type, new)
+
+    def _left(self, backend_type: str, status: QiskitJobStatus) -> None:
+        if len(status.phase_history) > 1:
+            left, entered = status.phase_history[-2:]
+            took = parse_time(entered.time) - parse_time(left.time)
+            self._phases.labels(backend_type, left.phase).observe(max(0.0, took.total_seconds()))
+
+    def _entered(self, job: Mapping[str, Any], backend_type: str, status: QiskitJobStatus) -> None:
         self._transitions.labels(backend_type, status.phase).inc()
         if status.completion_time is None:
             return
         failed = find(status.conditions, "Failed")
-        reason = failed.reason if failed is not None and failed.status == "True" else ""
+        reason = _reason(failed.reason) if failed is not None and failed.status == "True" else ""
         self._finished.labels(backend_type, status.phase, reason).inc()
         self._attempts.labels(backend_type).observe(len(status.attempts))
         if status.start_time is not None:
             took = parse_time(status.completion_time) - parse_time(status.start_time)
             self._total.labels(backend_type, status.phase).observe(took.total_seconds())
+        if status.results is not None and status.cost is not None:
+            with contextlib.suppress(ValueError):
+                self._cost.labels(backend_type).inc(float(parse_money(status.cost)))
         if status.results is not None:
             shots = job["spec"].get("execution", {}).get("shots", 0)
             self._shots.labels(backend_type).inc(shots)
@@ -91,7 +144,13 @@ class JobMetrics:
 
 
 def _backend_type(job: Mapping[str, Any]) -> str:
-    return str(job.get("spec", {}).get("backend", {}).get("type", "unknown"))
+    """One of few words: what users write must not make time series."""
+    given = job.get("spec", {}).get("backend", {}).get("type")
+    return given if given in BACKEND_TYPES else "other"
+
+
+def _reason(given: str) -> str:
+    return given if given in _REASONS else "other"
 
 
 class JobsByPhase(Collector):
@@ -177,6 +236,7 @@ class QueueMetrics:
     def latency(self, seconds: float) -> None:
         """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
         self._latency.observe(seconds)
+        note_wait(seconds)
 
     def work_duration(self, seconds: float) -> None:
         """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
@@ -237,8 +297,70 @@ class RequestMetrics:
 
     def request(self, verb: str, resource: str, status: int, seconds: float) -> None:
         """See :class:`qiskit_controller.kube.client.ClientMetrics`."""
+        note_call(verb, resource, status, seconds)
         self._total.labels(verb, resource, str(status)).inc()
         self._seconds.labels(verb).observe(seconds)
+
+
+class WatchMetrics:
+    """Lists and watches, under the names that client-go's reflectors had, and their lag."""
+
+    def __init__(self, registry: CollectorRegistry, name: str) -> None:
+        made = _watch_metrics(registry)
+        self._lists, self._list_seconds, self._items = (each.labels(name) for each in made[:3])
+        self._watches, self._watch_seconds = (each.labels(name) for each in made[3:5])
+        self._short, self._lag = (each.labels(name) for each in made[5:])
+
+    def listed(self, items: int, seconds: float) -> None:
+        """See :class:`qiskit_controller.kube.reflector.ReflectorMetrics`."""
+        self._lists.inc()
+        self._list_seconds.observe(seconds)
+        self._items.observe(items)
+
+    def watch_opened(self) -> None:
+        """See :class:`qiskit_controller.kube.reflector.ReflectorMetrics`."""
+        self._watches.inc()
+
+    def watch_ended(self, seconds: float, events: int) -> None:
+        """See :class:`qiskit_controller.kube.reflector.ReflectorMetrics`."""
+        self._watch_seconds.observe(seconds)
+        if seconds < 1 and not events:
+            self._short.inc()
+
+    def event(self, lag: float | None) -> None:
+        """See :class:`qiskit_controller.kube.reflector.ReflectorMetrics`."""
+        if lag is not None:
+            self._lag.observe(lag)
+
+
+@functools.cache
+def _watch_metrics(registry: CollectorRegistry) -> tuple[Any, ...]:
+    """One family each for all the informers of a process."""
+    of_all: dict[str, Any] = {"labelnames": ("name",), "registry": registry}
+    return (
+        Counter("reflector_lists_total", "Lists done; all but the first are relists.", **of_all),
+        Histogram("reflector_list_duration_seconds", "Time of a list.", buckets=_FAST, **of_all),
+        Histogram(
+            "reflector_items_per_list",
+            "Objects in a list.",
+            buckets=(0, 10, 100, 1000, 10_000),
+            **of_all,
+        ),
+        Counter("reflector_watches_total", "Watches opened; each is a reconnect.", **of_all),
+        Histogram(
+            "reflector_watch_duration_seconds",
+            "Time that a watch was open.",
+            buckets=(1, 10, 60, 300, 600, 900),
+            **of_all,
+        ),
+        Counter("reflector_short_watches_total", "Watches that ended at once and empty.", **of_all),
+        Histogram(
+            "qiskit_watch_event_lag_seconds",
+            "From a change on the API server, told in whole seconds, to its event here.",
+            buckets=(1, 2, 3, 5, 10, 30, 60),
+            **of_all,
+        ),
+    )
 
 
 class LeaderMetrics:

@@ -31,7 +31,7 @@ RUNNER_HALF = {"runner"}
 THIRD_PARTY: dict[str, set[str]] = {
     "api": {"attrs", "cattrs", "yaml"},
     "kube": {"aiohttp", "attrs", "kubernetes_asyncio", "structlog"},
-    "telemetry": {"prometheus_client", "structlog", "opentelemetry"},
+    "telemetry": {"attrs", "prometheus_client", "structlog", "opentelemetry"},
     "scheduling": {"attrs"},
     "reconcilers": {"attrs", "structlog", "opentelemetry"},
     "__main__": {"structlog"},

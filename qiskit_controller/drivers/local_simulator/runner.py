@@ -13,6 +13,7 @@ from qiskit_controller.api.run import Plan, Reason
 from qiskit_controller.drivers import RunFailed, RunnerDriver, RunResult
 from qiskit_controller.drivers.local_simulator.controller import DEFAULT_BACKEND, method_of
 from qiskit_controller.runner.pod import Cgroup, free_memory
+from qiskit_controller.runner.tracing import span
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -39,11 +40,13 @@ class LocalSimulator:
         seed = plan.spec.execution.seed_simulator
         if seed is None:
             seed = secrets.randbelow(_SEEDS)
-        simulator = _simulator(name, _qubits(circuit, plan))
+        with span("load backend"):
+            simulator = _simulator(name, _qubits(circuit, plan))
         # Here transpiling belongs to executing: it is the same pod's time, and with no queue
         # before it nothing else would bound it than spec.execution.timeout.
         executing(name)
-        transpiled = _transpile(circuit, simulator, plan, seed)
+        with span("transpile", quantum_level=plan.spec.execution.optimization_level):
+            transpiled = _transpile(circuit, simulator, plan, seed)
         return simulate(simulator, circuit, transpiled, plan, seed=seed, name=name)
 
 

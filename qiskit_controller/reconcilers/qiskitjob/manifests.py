@@ -53,6 +53,8 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
     Source,
     ToFetch,
 )
+from qiskit_controller.reconcilers.qiskitjob.tracing import stage_span
+from qiskit_controller.telemetry.trace import TRACEPARENT_ENV, JobTrace
 
 Manifest = dict[str, Any]
 
@@ -74,6 +76,7 @@ class Settings:
         pull_secrets: names of Secrets in the job's namespace, for pulling the image.
         requests, limits: for a job that says nothing of its own, by resource name.
         bounds: on the untrusted stage.
+        telemetry: OTEL_* of the trusted stages; empty without a collector.
     """
 
     runner_image: str
@@ -82,6 +85,7 @@ class Settings:
     requests: Mapping[str, str] = {"cpu": "250m", "memory": "512Mi"}
     limits: Mapping[str, str] = {"cpu": "2", "memory": "1Gi"}
     bounds: Limits = Limits()  # noqa: RUF009 - frozen, so it may be shared
+    telemetry: Mapping[str, str] = {}
 
 
 def owner_reference(name: str, uid: str) -> Manifest:
@@ -194,6 +198,7 @@ def kubernetes_job(
     kept_by: int | None = None,
     ticket: int = 1,
     provider_job: str | None = None,
+    trace: JobTrace | None = None,
 ) -> Manifest:
     """The Kubernetes Job of one attempt.
 
@@ -205,6 +210,7 @@ def kubernetes_job(
         kept_by: the attempt whose result is in the record; this one runs nothing and stores it.
         ticket: which submission to a provider the attempt makes, or takes over.
         provider_job: the provider's job of that submission, if it is known.
+        trace: the job's, for the stages that may tell of themselves.
     """
     metadata = _metadata(plan, names.job_name(plan.job.name, attempt))
     metadata["labels"][names.ATTEMPT_LABEL] = str(attempt)
@@ -234,6 +240,7 @@ def kubernetes_job(
     }
     (executor,) = job["spec"]["template"]["spec"]["containers"]
     executor["env"] += _submission_env(ticket, provider_job)
+    _add_telemetry(job["spec"]["template"]["spec"], plan, attempt, settings, trace)
     return job
 
 
@@ -398,6 +405,34 @@ def _storing_pod_spec(plan: Plan, attempt: int, settings: Settings, kept_by: int
     executor["volumeMounts"] = mounts
     pod["volumes"] = [each for each in pod["volumes"] if each["name"] in used]
     return pod
+
+
+def _add_telemetry(
+    pod: Manifest, plan: Plan, attempt: int, settings: Settings, trace: JobTrace | None
+) -> None:
+    """Where spans and logs go, and whose they are; the untrusted stage is told nothing."""
+    if trace is None:
+        return
+    for container in (*pod.get("initContainers", ()), *pod["containers"]):
+        if container["name"] == CIRCUIT:
+            continue
+        env = container.setdefault("env", [])
+        context = stage_span(trace, attempt, container["name"])
+        env.append({"name": TRACEPARENT_ENV, "value": str(context)})
+        if not settings.telemetry or not context.sampled:
+            continue
+        env += [{"name": name, "value": value} for name, value in settings.telemetry.items()]
+        # The rest of who is speaking, in OpenTelemetry's own words.
+        for name, path in (("K8S_POD_NAME", "metadata.name"), ("K8S_NODE_NAME", "spec.nodeName")):
+            env.append({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+        attributes = {
+            "k8s.namespace.name": plan.job.namespace,
+            "k8s.pod.name": "$(K8S_POD_NAME)",
+            "k8s.node.name": "$(K8S_NODE_NAME)",
+            "k8s.container.name": container["name"],
+        }
+        text = ",".join(f"{name}={value}" for name, value in attributes.items())
+        env.append({"name": "OTEL_RESOURCE_ATTRIBUTES", "value": text})
 
 
 def _add_output(pod: Manifest, plan: Plan) -> None:

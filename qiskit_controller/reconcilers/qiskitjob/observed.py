@@ -28,6 +28,7 @@ from qiskit_controller.api.run import (
     result_key,
     submission_key,
 )
+from qiskit_controller.telemetry.trace import JobTrace
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,8 @@ class PodView:
         executor_ended: how it ended.
         report: the executor's last word, when it could leave one.
         lost: why the pod is no longer there to be waited for, when that is so.
+        created: when it was made.
+        scheduled: when it was given a node.
     """
 
     name: str
@@ -87,6 +90,8 @@ class PodView:
     executor_ended: Terminated | None = None
     report: Report | None = None
     lost: tuple[Reason, str] | None = None
+    created: datetime | None = None
+    scheduled: datetime | None = None
 
     @property
     def over(self) -> bool:
@@ -179,6 +184,7 @@ class Observed:
         canceller: the Job that cancels at the provider, as long as it exists.
         cancel_pods: its pods that still exist.
         warnings: what in the spec has no effect.
+        trace: the job's; nothing is decided by it.
     """
 
     namespace: str
@@ -203,6 +209,7 @@ class Observed:
     canceller: Canceller | None = None
     cancel_pods: int = 0
     warnings: Sequence[str] = ()
+    trace: JobTrace | None = None
 
 
 def read_progress(record: Mapping[str, Any], attempt: int) -> Progress | None:
@@ -318,7 +325,20 @@ def view_pod(pod: Mapping[str, Any], attempt: int) -> PodView:
         executor_ended=executor_ended,
         report=_report(executor_ended, attempt),
         lost=_lost(pod),
+        created=_time(pod["metadata"].get("creationTimestamp")),
+        scheduled=_scheduled(status),
     )
+
+
+def _scheduled(status: Mapping[str, Any]) -> datetime | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "True":
+            return _time(condition.get("lastTransitionTime"))
+    return None
+
+
+def _time(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
 
 
 def _started(container: Mapping[str, Any] | None) -> datetime | None:

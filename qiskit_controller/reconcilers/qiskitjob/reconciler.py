@@ -73,6 +73,8 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
     view_canceller,
     view_run,
 )
+from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, noted
+from qiskit_controller.telemetry.trace import ANNOTATION, JobTrace, trace_of
 
 log = structlog.get_logger(__name__)
 
@@ -175,7 +177,8 @@ class QiskitJobReconciler:
 
     Attributes:
         clock: the time now, with a time zone.
-        on_transition: told of each phase that a job enters, after it was written.
+        on_written: told of each status that was written: the job, the old one, the new one.
+        tracer: tells where a job's time went; None without a collector.
     """
 
     client: Client
@@ -183,7 +186,10 @@ class QiskitJobReconciler:
     events: EventRecorder
     settings: Settings
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    on_transition: Callable[[Object, QiskitJobStatus], None] = lambda job, status: None
+    on_written: Callable[[Object, QiskitJobStatus, QiskitJobStatus], None] = lambda job, old, new: (
+        None
+    )
+    tracer: JobTracer | None = None
 
     async def reconcile(self, key: str) -> Result:
         """One step for the QiskitJob with that key; see :class:`Controller`."""
@@ -192,11 +198,12 @@ class QiskitJobReconciler:
             return Result()
         # The cache is shared; the metadata is the one part that is changed on the way.
         job = {**cached, "metadata": dict(cached["metadata"])}
-        structlog.contextvars.bind_contextvars(job=key, uid=job["metadata"]["uid"])
-        try:
+        # Whoever calls clears them; what becomes of an error is logged there, with these.
+        structlog.contextvars.bind_contextvars(
+            job=key, uid=job["metadata"]["uid"], trace_id=trace_of(job["metadata"]).trace_id
+        )
+        with self.tracer.reconcile(job) if self.tracer else contextlib.nullcontext():
             return await self._reconcile(job)
-        finally:
-            structlog.contextvars.unbind_contextvars("job", "uid")
 
     async def _reconcile(self, job: Object) -> Result:
         seen = await self._observe(job)
@@ -206,7 +213,7 @@ class QiskitJobReconciler:
                 await self._perform(action, job, seen)
         except _Wait as wait:
             log.info("waiting", why=str(wait))
-            await self._write_status(job, seen.status, Decision(decisions.waiting(seen, str(wait))))
+            await self._write_status(job, seen, Decision(decisions.waiting(seen, str(wait))))
             return Result(requeue_after=_GARBAGE_PATIENCE.total_seconds())
         except _Refused as refused:
             decision = decisions.refuse(seen, refused.reason, refused.message)
@@ -224,7 +231,7 @@ class QiskitJobReconciler:
                 await self._delete(
                     CONFIGMAPS, names.input_name(seen.name), seen.namespace, seen.uid
                 )
-        await self._write_status(job, seen.status, decision)
+        await self._write_status(job, seen, decision)
         requeue = decision.requeue_after
         return Result(requeue_after=requeue.total_seconds() if requeue is not None else None)
 
@@ -298,6 +305,7 @@ class QiskitJobReconciler:
             canceller=canceller,
             cancel_pods=cancel_pods,
             warnings=judged.warnings,
+            trace=self._trace(job),
         )
 
     def _pods_left(self, uid: str) -> int:
@@ -500,11 +508,13 @@ class QiskitJobReconciler:
                     await self._set_finalizers(job, add=True)
             case decisions.RemoveFinalizer():
                 await self._set_finalizers(job, add=False)
+                if self.tracer:
+                    self.tracer.gone(job, seen.status, seen.runs)
             case decisions.Start(source):
                 await self._check_current(job)
                 plan = self._plan(seen, source)
                 await self._prepare(plan, source)
-                await self._create_job(plan, 1, seen.status)
+                await self._create_job(seen, plan, 1)
             case decisions.StartAttempt(number):
                 await self._check_current(job)
                 await self._restart(seen, number)
@@ -600,15 +610,12 @@ class QiskitJobReconciler:
         record = await self._record_of(seen.namespace, seen.name)
         progress = kept_progress(record, number)
         kept_by = progress.attempt if progress is not None else None
-        await self._create_job(plan, number, seen.status, kept_by)
+        await self._create_job(seen, plan, number, kept_by)
 
     async def _create_job(
-        self,
-        plan: Plan,
-        attempt: int,
-        status: QiskitJobStatus,
-        kept_by: int | None = None,
+        self, seen: Observed, plan: Plan, attempt: int, kept_by: int | None = None
     ) -> None:
+        status = seen.status
         ticket, known = provider.ticket(status.attempts), status.provider
         job = manifests.kubernetes_job(
             plan,
@@ -618,6 +625,7 @@ class QiskitJobReconciler:
             kept_by,
             ticket,
             known.job_id if known and known.submission == ticket else None,
+            seen.trace,
         )
         try:
             await self._ensure(JOBS, job, plan)
@@ -813,6 +821,9 @@ class QiskitJobReconciler:
                 "resourceVersion": metadata["resourceVersion"],
             }
         }
+        if add:
+            # Once and for all, so that the trace can be found from the object.
+            body["metadata"]["annotations"] = {ANNOTATION: str(self._trace(job).root)}
         try:
             written = await self.client.patch(
                 QISKITJOBS, metadata["name"], metadata["namespace"], body
@@ -822,8 +833,13 @@ class QiskitJobReconciler:
         # The status is written over this version next.
         metadata["resourceVersion"] = written["metadata"]["resourceVersion"]
 
-    async def _write_status(self, job: Object, old: QiskitJobStatus, decision: Decision) -> None:
-        new = decision.status
+    def _trace(self, job: Object) -> JobTrace:
+        metadata = job["metadata"]
+        return self.tracer.trace(metadata) if self.tracer else trace_of(metadata)
+
+    async def _write_status(self, job: Object, seen: Observed, decision: Decision) -> None:
+        old = seen.status
+        new = noted(old, decision.status, self.clock())
         if new != old:
             body = {
                 "apiVersion": qiskitjob.API_VERSION,
@@ -843,7 +859,10 @@ class QiskitJobReconciler:
             self._record(job, note)
         if new.phase != old.phase:
             log.info("phase", phase=new.phase, message=new.message)
-            self.on_transition(job, new)
+        if new != old:
+            self.on_written(job, old, new)
+        if self.tracer:
+            self.tracer.written(job, old, new, seen.runs)
 
     def _record(self, job: Object, note: EventNote) -> None:
         reference = {

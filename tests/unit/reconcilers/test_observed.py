@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ def job_view(*pods: Object, status: Object | None = None, **metadata: Any) -> Ru
 
 def test_a_pod_that_was_only_just_made() -> None:
     for status in ({}, {"phase": "Pending"}, pod_status()):
-        assert view(status) == PodView(name="p")
+        made = datetime(2026, 1, 1, 11, tzinfo=UTC)
+        assert view(status) == PodView(name="p", created=made)
         assert not view(status).over
 
 

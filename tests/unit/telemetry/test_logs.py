@@ -23,6 +23,7 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.captureWarnings(False)
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -136,3 +137,93 @@ def test_configured_twice_each_line_is_written_once(capsys: pytest.CaptureFixtur
     logs.configure("INFO", "json")
     logging.getLogger("theirs").warning("once")
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# --- forms and values -------------------------------------------------------------------------
+
+FORMS = {
+    "a header": f"sent Authorization: Bearer {SECRET}",
+    "a header of an SDK": f"headers={{'authorization': 'apikey {SECRET}', 'accept': 'json'}}",
+    "an address": f"fatal: unable to access 'https://me:{SECRET}@git.example.com/x.git/'",
+    "an address with a token only": f"cloning https://{SECRET}@git.example.com/x.git",
+    "a query": f"GET https://example.com/x?a=b&api_key={SECRET}&c=d gave 403",
+    "a signed address": f"GET https://s3.example.com/x?X-Amz-Signature={SECRET}&b=c",
+    "a setting": f"aws_secret_access_key = {SECRET}",
+    "JSON": f'{{"name": "x", "password": "{SECRET}"}}',
+    "a key": f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+    "a key that was cut": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{SECRET}",
+    "a web token": "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.hunter2-hunter2",
+    "an access key": "using key AKIAIOSFODNN7EXAMPLE, hunter2".replace(", hunter2", ""),
+}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known to be a secret."""
+    monkeypatch.setattr(logs, "_concealed", set())
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("text", FORMS.values(), ids=list(FORMS))
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_looks_like_a_credential_is_not_shown(
+    capsys: pytest.CaptureFixture[str], text: str, form: logs.Format
+) -> None:
+    logs.configure("INFO", form)
+    structlog.get_logger("ours").info(text)
+    structlog.get_logger("ours").info("said", by="server", text=text, deep=[{"er": (text,)}])
+    logging.getLogger("theirs").warning("said: %s", text)
+    try:
+        raise RuntimeError(text)
+    except RuntimeError:
+        structlog.get_logger("ours").exception("failed")
+        logging.getLogger("theirs").exception("failed")
+    structlog.get_logger("ours").error("failed", error=RuntimeError(text))
+    shown = capsys.readouterr().err
+    assert SECRET not in shown
+    assert "AKIAIOSFODNN7EXAMPLE" not in shown
+    assert shown.count("[redacted]") >= 6
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Selected aer_simulator as requested by spec.backend",
+        "Secret 'ibm-credentials', named by spec.credentials.secretRef, does not exist",
+        "PodLost: the pod was deleted; trying again in 10s (retry 1 of 3)",
+        "GET https://example.com/a?b=c gave 404",
+        "results in s3://bucket/path, 412 bytes, SHA-256 " + "a" * 64,
+        "the API server's basic answer is slow",
+        "git@example.com:org/repo.git has no branch main",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    ],
+)
+def test_what_is_no_secret_is_left_as_it_is(text: str) -> None:
+    assert logs.scrub(text) == text
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_known_to_be_a_secret_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
+    logs.conceal(["correct-horse", "first-line\nsecond-line\n", "short", " padded-value "])
+    structlog.get_logger("ours").info(
+        "x correct-horse y",
+        note="second-line, and first-line",
+        nested=({"a": "padded-value"},),
+        number=7,
+        short="short",
+    )
+    (line,) = lines()
+    assert line["event"] == "x [redacted] y"
+    assert line["note"] == "[redacted], and [redacted]"
+    assert line["nested"] == [{"a": "[redacted]"}]
+    assert (line["number"], line["short"]) == (7, "short")
+
+
+def test_other_peoples_chatter_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = configured(capsys)
+    for name in ("botocore.auth", "urllib3.connectionpool", "qiskit.transpiler", "google.auth"):
+        logging.getLogger(name).info("unseen")
+        logging.getLogger(name).warning("seen")
+    assert [line["event"] for line in lines()] == ["seen"] * 4

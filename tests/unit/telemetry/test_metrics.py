@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -9,7 +10,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from qiskit_controller.api.conditions import Condition
-from qiskit_controller.api.qiskitjob import AttemptStatus, QiskitJobStatus, ResultsStatus
+from qiskit_controller.api.qiskitjob import (
+    AttemptStatus,
+    PhaseChange,
+    QiskitJobStatus,
+    ResultsStatus,
+)
 from qiskit_controller.telemetry.metrics import (
     JobMetrics,
     JobsByPhase,
@@ -17,11 +23,13 @@ from qiskit_controller.telemetry.metrics import (
     QueueMetrics,
     ReconcileMetrics,
     RequestMetrics,
+    WatchMetrics,
 )
 
 JOB: dict[str, Any] = {
     "spec": {"backend": {"type": "local_simulator"}, "execution": {"shots": 1024}}
 }
+NEW = QiskitJobStatus()
 LOCAL = {"backend_type": "local_simulator"}
 
 
@@ -42,12 +50,19 @@ def ended(phase: str, reason: str = "", attempts: int = 1, **more: Any) -> Qiski
     )
 
 
+def retrying(reason: str = "PodLost") -> QiskitJobStatus:
+    over = AttemptStatus(
+        number=1, job_name="j", completion_time="2026-01-01T00:00:30Z", reason=reason
+    )
+    return QiskitJobStatus(phase="Pending", attempts=(over,))
+
+
 def test_a_completed_job_is_counted_with_its_times(registry: CollectorRegistry) -> None:
     metrics = JobMetrics(registry)
     results = ResultsStatus(execution_time=2.5, queue_time=40.0, total_time=42.5)
     for phase in ("Pending", "Validating", "Scheduling", "Running"):
-        metrics.transition(JOB, QiskitJobStatus(phase=phase, start_time="2026-01-01T00:00:00Z"))
-    metrics.transition(JOB, ended("Completed", results=results))
+        metrics.written(JOB, NEW, QiskitJobStatus(phase=phase, start_time="2026-01-01T00:00:00Z"))
+    metrics.written(JOB, NEW, ended("Completed", results=results))
     value = registry.get_sample_value
     for phase in ("Pending", "Validating", "Scheduling", "Running", "Completed"):
         assert value("qiskit_job_phase_transitions_total", LOCAL | {"phase": phase}) == 1
@@ -63,9 +78,9 @@ def test_a_completed_job_is_counted_with_its_times(registry: CollectorRegistry) 
 
 def test_a_failed_job_is_counted_by_its_reason(registry: CollectorRegistry) -> None:
     metrics = JobMetrics(registry)
-    metrics.transition(JOB, ended("Failed", "CircuitSyntaxError"))
-    metrics.transition(JOB, ended("Failed", "ExecutorFailed", attempts=4))
-    metrics.transition(JOB, ended("Cancelled"))
+    metrics.written(JOB, NEW, ended("Failed", "CircuitSyntaxError"))
+    metrics.written(JOB, NEW, ended("Failed", "ExecutorFailed", attempts=4))
+    metrics.written(JOB, NEW, ended("Cancelled"))
     value = registry.get_sample_value
     failed = LOCAL | {"phase": "Failed"}
     assert value("qiskit_job_finished_total", failed | {"reason": "CircuitSyntaxError"}) == 1
@@ -77,7 +92,7 @@ def test_a_failed_job_is_counted_by_its_reason(registry: CollectorRegistry) -> N
 
 
 def test_what_has_not_ended_is_not_counted_as_finished(registry: CollectorRegistry) -> None:
-    JobMetrics(registry).transition(JOB, QiskitJobStatus(phase="Running"))
+    JobMetrics(registry).written(JOB, NEW, QiskitJobStatus(phase="Running"))
     names = {sample.name for family in registry.collect() for sample in family.samples}
     assert "qiskit_job_finished_total" not in names
 
@@ -96,9 +111,21 @@ def test_jobs_by_phase_are_counted_when_asked(registry: CollectorRegistry) -> No
     assert value("qiskit_jobs", LOCAL | {"phase": "Running"}) is None
 
 
-def _all(registry: CollectorRegistry) -> None:
+def everything(registry: CollectorRegistry) -> None:
     """Every metric there is, with something in each."""
-    JobMetrics(registry).transition(JOB, ended("Completed", results=ResultsStatus()))
+    history = tuple(
+        PhaseChange(phase=phase, time=f"2026-01-01T00:00:0{n}.5Z")
+        for n, phase in enumerate(("Running", "Completed"))
+    )
+    done = ended("Completed", results=ResultsStatus(), cost="$1.50", phase_history=history)
+    metrics = JobMetrics(registry)
+    metrics.written(JOB, NEW, done)
+    metrics.written(JOB, NEW, retrying())
+    watches = WatchMetrics(registry, "pods")
+    watches.listed(3, 0.1)
+    watches.watch_opened()
+    watches.event(0.5)
+    watches.watch_ended(0.1, 0)
     registry.register(JobsByPhase(lambda: [JOB]))
     queue = QueueMetrics(registry, "qiskitjob")
     queue.depth(3)
@@ -113,7 +140,7 @@ def _all(registry: CollectorRegistry) -> None:
 
 
 def test_what_is_exposed_can_be_parsed(registry: CollectorRegistry) -> None:
-    _all(registry)
+    everything(registry)
     families = {each.name: each for each in parse(generate_latest(registry).decode())}
     newer = {each.name: each for each in parse_open(generate_openmetrics(registry).decode())}
     for found in (families, newer):
@@ -140,8 +167,82 @@ def test_what_is_exposed_can_be_parsed(registry: CollectorRegistry) -> None:
 
 def test_grep_qiskit_job_finds_jobs(registry: CollectorRegistry) -> None:
     # curl http://localhost:8080/metrics | grep qiskit_job, as the reference says
-    _all(registry)
+    everything(registry)
     found = [
         line for line in generate_latest(registry).decode().splitlines() if "qiskit_job" in line
     ]
     assert any(line.startswith("qiskit_job_finished_total{") for line in found)
+
+
+def test_a_retry_is_counted_once_and_by_its_reason(registry: CollectorRegistry) -> None:
+    metrics = JobMetrics(registry)
+    metrics.written(JOB, NEW, retrying())
+    metrics.written(JOB, retrying(), retrying())
+    metrics.written(JOB, NEW, retrying("AWordOfSomebodyElses"))
+    value = registry.get_sample_value
+    assert value("qiskit_job_retries_total", LOCAL | {"reason": "PodLost"}) == 1
+    assert value("qiskit_job_retries_total", LOCAL | {"reason": "other"}) == 1
+    # The attempt that a job ended with was not retried.
+    last = attrs.evolve(retrying(), phase="Failed", completion_time="2026-01-01T00:01:00Z")
+    metrics.written(JOB, NEW, last)
+    assert value("qiskit_job_retries_total", LOCAL | {"reason": "PodLost"}) == 1
+
+
+def test_cost_is_counted_once_when_the_job_has_ended(registry: CollectorRegistry) -> None:
+    metrics = JobMetrics(registry)
+    value = registry.get_sample_value
+    running = QiskitJobStatus(phase="Running", results=ResultsStatus(), cost="$2.25")
+    metrics.written(JOB, NEW, running)
+    assert value("qiskit_job_cost_usd_total", LOCAL) is None
+    done = ended("Completed", results=ResultsStatus(), cost="$2.25")
+    metrics.written(JOB, running, done)
+    metrics.written(JOB, done, attrs.evolve(done, message="again"))
+    assert value("qiskit_job_cost_usd_total", LOCAL) == 2.25
+    # What never ran cost nothing, whatever it was going to.
+    metrics.written(JOB, NEW, ended("Failed", "BackendRefused", cost="$9.00"))
+    assert value("qiskit_job_cost_usd_total", LOCAL) == 2.25
+
+
+def test_the_time_in_a_phase_is_counted_when_it_is_left(registry: CollectorRegistry) -> None:
+    metrics = JobMetrics(registry)
+    history = (
+        PhaseChange(phase="Pending", time="2026-01-01T00:00:00.250000Z"),
+        PhaseChange(phase="Validating", time="2026-01-01T00:00:02.750000Z"),
+    )
+    new = QiskitJobStatus(phase="Validating", phase_history=history)
+    metrics.written(JOB, QiskitJobStatus(phase="Pending"), new)
+    metrics.written(JOB, new, attrs.evolve(new, message="still"))
+    sum_ = registry.get_sample_value("qiskit_job_phase_seconds_sum", LOCAL | {"phase": "Pending"})
+    assert sum_ == 2.5
+
+
+def test_what_users_write_makes_no_time_series(registry: CollectorRegistry) -> None:
+    metrics = JobMetrics(registry)
+    for number in range(1000):
+        job = {"spec": {"backend": {"type": f"type-{number}"}}}
+        metrics.written(job, NEW, ended("Failed", f"Reason{number}"))
+        metrics.written(job, NEW, retrying(f"Reason{number}"))
+    for family in registry.collect():
+        series = {tuple(sorted(each.labels.items())) for each in family.samples}
+        assert len(series) < 30, family.name
+
+
+def test_lists_and_watches_of_all_informers_are_one_family(registry: CollectorRegistry) -> None:
+    pods, jobs = WatchMetrics(registry, "pods"), WatchMetrics(registry, "jobs")
+    pods.listed(10, 0.5)
+    jobs.listed(3, 0.1)
+    pods.watch_opened()
+    pods.watch_ended(300.0, 7)
+    pods.watch_opened()
+    pods.watch_ended(0.1, 0)
+    pods.event(3.5)
+    pods.event(None)
+    value = registry.get_sample_value
+    for name in ("pods", "jobs"):
+        assert value("reflector_lists_total", {"name": name}) == 1
+    assert value("reflector_watches_total", {"name": "pods"}) == 2
+    assert value("reflector_watches_total", {"name": "jobs"}) == 0
+    assert value("reflector_short_watches_total", {"name": "pods"}) == 1
+    assert value("reflector_items_per_list_sum", {"name": "pods"}) == 10
+    assert value("qiskit_watch_event_lag_seconds_sum", {"name": "pods"}) == 3.5
+    assert value("qiskit_watch_event_lag_seconds_count", {"name": "pods"}) == 1
