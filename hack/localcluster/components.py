@@ -208,6 +208,8 @@ def _kubelet_settings(cgroup: str) -> dict[str, object]:
         },
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
+        # A pod that fills its own volumes is noticed within seconds, not within a minute.
+        "volumeStatsAggPeriod": "10s",
         # A fork bomb in a pod must not take the machine down.
         "podPidsLimit": 2048,
         # Ready soon after the start; written only on a change or every five minutes.
