@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import Any, get_args
 
 from prometheus_client import (
@@ -146,7 +147,14 @@ class JobMetrics:
 def _backend_type(job: Mapping[str, Any]) -> str:
     """One of few words: what users write must not make time series."""
     given = job.get("spec", {}).get("backend", {}).get("type")
-    return given if given in BACKEND_TYPES else "other"
+    return given if given in _backend_types() else "other"
+
+
+@functools.cache
+def _backend_types() -> frozenset[str]:
+    """Ours, and those of drivers that are installed beside us."""
+    installed = entry_points(group="qiskit_controller.drivers")
+    return frozenset({*BACKEND_TYPES, *(each.name for each in installed)})
 
 
 def _reason(given: str) -> str:

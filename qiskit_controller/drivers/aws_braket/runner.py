@@ -77,6 +77,7 @@ class Braket:
     _shapes: dict[str, circuits.Shape] = attrs.field(factory=dict)
     _answers: dict[str, Mapping[str, Any]] = attrs.field(factory=dict)
     _running: dict[str, datetime] = attrs.field(factory=dict)
+    _regions: dict[str, Account] = attrs.field(factory=dict)
     _session: Any = None
 
     # A client token is unique at Braket: to submit again is to find.
@@ -338,7 +339,7 @@ class Braket:
 
     def _get_task(self, job_id: str) -> Mapping[str, Any]:
         try:
-            answer: Mapping[str, Any] = self._braket().get_quantum_task(
+            answer: Mapping[str, Any] = self._braket(job_id).get_quantum_task(
                 quantumTaskArn=job_id, additionalAttributeNames=["QueueInfo"]
             )
         except Exception as error:
@@ -357,30 +358,35 @@ class Braket:
         reason = str(task.get("failureReason") or "")
         if state is JobState.RUNNING:
             self._running.setdefault(arn, datetime.now(UTC))
-        position = None
-        if state is JobState.QUEUED:
-            position = devices.queue_number((task.get("queueInfo") or {}).get("position"))
-        return RemoteJob(
+        job = RemoteJob(
             id=arn,
             state=state,
             backend=str(task["deviceArn"]),
             detail=f"{status}: {reason}" if reason else status,
-            # Braket counts from 1.
-            queue_position=None if position is None else max(0, position - 1),
-            estimated_start=self._opening(task) if state is JobState.QUEUED else None,
             transient=state is JobState.FAILED and _TRANSIENT.search(reason) is not None,
         )
+        return self._queued(job, task) if state is JobState.QUEUED else job
 
-    def _opening(self, task: Mapping[str, Any]) -> datetime | None:
-        """When the device executes again, of one that does not now."""
+    def _queued(self, job: RemoteJob, task: Mapping[str, Any]) -> RemoteJob:
+        """With its place in the queue, how long that is, and when the device executes again."""
+        position = devices.queue_number((task.get("queueInfo") or {}).get("position"))
+        # Braket counts from 1.
+        before = None if position is None else max(0, position - 1)
+        job = attrs.evolve(job, queue_position=before)
         try:
-            answer = self._get_device(str(task["deviceArn"]))
+            with self.account.asking(f"asking for {job.backend}"):
+                answer = self._braket().get_device(deviceArn=job.backend)
         except (Unavailable, RunFailed):
-            return None
-        service = devices.capabilities_of(answer).get("service") or {}
+            return job
         now = datetime.now(UTC)
+        service = devices.capabilities_of(answer).get("service") or {}
         opens = devices.next_opening(service.get("executionWindows") or (), now)
-        return opens if opens is not None and opens > now else None
+        waiting = devices.device_of(answer, now).pending_jobs
+        return attrs.evolve(
+            job,
+            detail=job.detail if waiting is None else f"{job.detail}, {waiting} in the queue",
+            estimated_start=opens if opens is not None and opens > now else None,
+        )
 
     # --- the end ------------------------------------------------------------------------
 
@@ -450,14 +456,23 @@ class Braket:
     def cancel(self, job_id: str) -> None:
         """CancelQuantumTask."""
         try:
-            self._braket().cancel_quantum_task(quantumTaskArn=job_id)
+            self._braket(job_id).cancel_quantum_task(quantumTaskArn=job_id)
         except Exception as error:
             # It has ended already, or is being cancelled.
             if code_of(error) != "ConflictException":
                 raise self.account.failure(error, "cancelling the task") from None
 
-    def _braket(self) -> Any:
-        return self.account.client("braket")
+    def _braket(self, task: str | None = None) -> Any:
+        """The client of the device's region, or of that which a task is in.
+
+        Without a region in the device's ARN, somebody may have put another one into the Secret.
+        """
+        region = task.split(":")[3] if task is not None and task.count(":") > 3 else ""
+        if region in ("", self.account.region):
+            return self.account.client("braket")
+        if region not in self._regions:
+            self._regions[region] = self.account.within(region)
+        return self._regions[region].client("braket")
 
     def _sdk_session(self) -> Any:
         from qiskit_controller.drivers.aws_braket import sdk

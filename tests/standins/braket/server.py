@@ -247,9 +247,9 @@ class Braket:
         if "verbatim" in source:
             _check_native(source, device.capabilities["paradigm"])
 
-    def get(self, arn: str) -> dict[str, Any]:
+    def get(self, region: str, arn: str) -> dict[str, Any]:
         with self.lock:
-            task = self._task(arn)
+            task = self._task(region, arn)
             found = task.told() | {"deviceParameters": "{}"}
             if task.reason is not None:
                 found["failureReason"] = task.reason
@@ -266,14 +266,14 @@ class Braket:
                 found["queueInfo"] = info | {"position": "None", "message": "not in the queue"}
             return found
 
-    def _task(self, arn: str) -> Task:
-        if arn not in self.tasks:
+    def _task(self, region: str, arn: str) -> Task:
+        if arn not in self.tasks or self.tasks[arn].region != region:
             raise Refused("ResourceNotFoundException", f"Quantum task {arn} not found")
         return self.tasks[arn]
 
-    def cancel(self, arn: str) -> dict[str, Any]:
+    def cancel(self, region: str, arn: str) -> dict[str, Any]:
         with self.lock:
-            task = self._task(arn)
+            task = self._task(region, arn)
             if task.status in OVER or task.status == "CANCELLING":
                 raise Refused("ConflictException", f"The task is {task.status}")
             # One that runs ends when the device hears of it.
@@ -642,9 +642,9 @@ def aws_handler(braket: Braket, moto: int, keys: dict[str, str]) -> type[Handler
                 case "POST", ["quantum-task"]:
                     return "CreateQuantumTask", lambda: braket.create(region, body)
                 case "GET", ["quantum-task", arn]:
-                    return "GetQuantumTask", lambda: braket.get(arn)
+                    return "GetQuantumTask", lambda: braket.get(region, arn)
                 case "PUT", ["quantum-task", arn, "cancel"]:
-                    return "CancelQuantumTask", lambda: braket.cancel(arn)
+                    return "CancelQuantumTask", lambda: braket.cancel(region, arn)
                 case "POST", ["quantum-tasks"]:
                     return "SearchQuantumTasks", lambda: braket.search_tasks(region, body)
                 case "GET", ["device", arn]:

@@ -19,7 +19,7 @@ from qiskit_controller.runner import executor, keeping, storing
 from qiskit_controller.runner.cluster import Cluster
 from qiskit_controller.runner.remote import Pace
 from qiskit_controller.runner.stores import configmap
-from tests.unit.runner.support import OUTPUT, RECORD, ApiServer, Pod
+from tests.unit.runner.support import OUTPUT, RECORD, ApiServer, Pod, no_timer
 
 from .support import plan_for, secret
 
@@ -127,6 +127,7 @@ def execute(root: Path, url: str, attempt: int, ticket: int, provider_job: str |
     return executor.run_stage(
         pod.paths,
         attempt,
+        no_timer(),
         lambda paths, namespace: Cluster(url, paths.token, namespace),
         ticket=ticket,
         provider_job=provider_job,
