@@ -146,6 +146,35 @@ def test_whenever_it_is_ended_nothing_is_left_at_the_provider(
         assert ("CancelledAtProvider" in reasons) == key_works
 
 
+@pytest.mark.parametrize("late", [0, 10, 14])
+def test_a_forgotten_pod_that_is_about_to_submit_is_waited_for(late: int) -> None:
+    """It has written its intent, and submits as late as it may."""
+    world = World(remote=True)
+    while not any(each.get("doing") == "submitting" for each in world.alive()):
+        world.turn(1)
+    intended = world.now
+    world.mishap("cut off")
+    for _ in range(60):
+        world.sync()
+        if world.alive() and world.alive()[-1].get("doing"):
+            break
+        world.now = max(world.now, world.timer or world.now)
+        world.reconcile()
+        world.control_jobs()
+        for pod in world.alive():
+            world.step(pod)
+    # Pods start sooner than the world's timers let them.
+    world.now = intended + seconds(late)
+    (pod,) = world.alive()
+    pod["since"] = world.now
+    for _ in range(5):
+        world.step(pod)
+    world.step_zombies()
+    world.settle()
+    world.check_rest()
+    assert [each.state for each in world.ledger] == ["Done"]
+
+
 def test_a_provider_s_job_that_fails_is_followed_by_another_one() -> None:
     world = World(job=Stored(spec(execution={"maxRetries": 2})), remote=True)
     for _ in range(400):

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from qiskit_controller.api import names
-from qiskit_controller.api.codec import from_wire
+from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.qiskitjob import ProviderStatus
 from qiskit_controller.api.quantities import format_time
 from qiskit_controller.api.run import (
@@ -23,7 +23,7 @@ from qiskit_controller.api.run import (
     submission_key,
 )
 from qiskit_controller.drivers.ibm_quantum.controller import IbmQuantum
-from qiskit_controller.reconcilers.qiskitjob import provider
+from qiskit_controller.reconcilers.qiskitjob import provider, reconciler
 from qiskit_controller.reconcilers.qiskitjob.decision import StartCancel, StopCancel
 from qiskit_controller.reconcilers.qiskitjob.manifests import (
     Settings,
@@ -234,6 +234,17 @@ def test_what_has_no_effect_is_said_when_the_job_starts() -> None:
     assert "spec.backend.instance" in warned.message
     assert reasons(decision) == ["Started", "FieldsIgnored"]
     assert not CONTROLLER_HALF.warnings(spec(backend={"type": "ibm_quantum"}))
+
+
+def test_the_shell_asks_the_driver_for_warnings() -> None:
+    wire = to_wire(spec(backend={"type": "ibm_quantum", "group": "open"}))
+    judged = reconciler._judge("bell", wire)
+    assert "spec.backend.group" in judged.warnings[0]
+    assert judged.problems == [
+        "spec.credentials.secretRef: name a Secret with the key api-key, an IBM Cloud API key; "
+        "ibm_simulator runs without one"
+    ]
+    assert not reconciler._judge("bell", to_wire(spec())).warnings
 
 
 # --- the Job ----------------------------------------------------------------------------------
