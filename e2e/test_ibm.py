@@ -80,7 +80,8 @@ class Lab:
             assert phase(job) not in ("Failed", "Completed"), job["status"].get("message")
             shown = job.get("status", {}).get("provider") or {}
             waits = shown.get("state") == "Queued" and phase(job) == "Scheduling"
-            return job if waits and "in the queue" in job["status"]["message"] else None
+            # Its place in the queue is told when it is looked at for the first time.
+            return job if waits and "before it" in job["status"]["message"] else None
 
         return eventually(look, f"{name} waits in the queue")
 
