@@ -459,9 +459,10 @@ def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
         "kubeconfig_file": controller.kubectl.env["KUBECONFIG"],
         "namespaces": {"names": [SYSTEM]},
     }
+    # The pods' other port, for probes, is discovered as well.
     keep = {
-        "source_labels": ["__meta_kubernetes_service_name"],
-        "regex": "qiskit-operator-metrics",
+        "source_labels": ["__meta_kubernetes_service_name", "__meta_kubernetes_endpoint_port_name"],
+        "regex": "qiskit-operator-metrics;metrics",
         "action": "keep",
     }
     pod = {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"}
