@@ -43,7 +43,7 @@ from .harness import (
 )
 
 sys.path.insert(0, str(ROOT / "hack"))
-from localcluster import binaries
+from localcluster import apt, binaries
 
 GATEWAY = "10.88.0.1"
 GAP = 0.1
@@ -271,6 +271,7 @@ def test_the_trace_survives_the_death_of_the_leader(
     controller.wait_ready()
 
 
+@pytest.mark.extended
 def test_retries_are_siblings_and_failures_are_errors(
     namespace: Kubectl, collector: Collector
 ) -> None:
@@ -321,7 +322,10 @@ def test_a_mistake_of_the_users_is_an_error_of_the_trace(
     assert root.attributes["error.type"] == "CircuitSyntaxError"
 
 
-@pytest.mark.parametrize("how", ["hang", "refuse", "drop"])
+@pytest.mark.parametrize(
+    "how",
+    ["hang", *(pytest.param(each, marks=pytest.mark.extended) for each in ("refuse", "drop"))],
+)
 def test_losing_the_collector_delays_no_job(
     namespace: Kubectl, collector: Collector, controller: Controller, how: str
 ) -> None:
@@ -455,9 +459,10 @@ def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
         "kubeconfig_file": controller.kubectl.env["KUBECONFIG"],
         "namespaces": {"names": [SYSTEM]},
     }
+    # The pods' other port, for probes, is discovered as well.
     keep = {
-        "source_labels": ["__meta_kubernetes_service_name"],
-        "regex": "qiskit-operator-metrics",
+        "source_labels": ["__meta_kubernetes_service_name", "__meta_kubernetes_endpoint_port_name"],
+        "regex": "qiskit-operator-metrics;metrics",
         "action": "keep",
     }
     pod = {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"}
@@ -516,6 +521,7 @@ def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
 
 def test_one_filter_tells_a_jobs_story(namespace: Kubectl, controller: Controller) -> None:
     """The filter is the one in docs/telemetry.md, word for word."""
+    apt.ensure_installed(["jq"], "read logs")
     text = (ROOT / "docs" / "telemetry.md").read_text()
     line = re.search(r"^\$ (\(?kubectl logs .*jq .*)$", text, re.MULTILINE)[1]  # type: ignore[index]
     namespace.apply(quantum_job("bell"), quantum_job("other"))

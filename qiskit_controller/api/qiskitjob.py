@@ -567,7 +567,7 @@ class QiskitJobStatus:
         "The job at the provider. Additional field.", default=None
     )
     phase_history: tuple[PhaseChange, ...] = field(
-        f"The phases so far, oldest first, the last {MAX_PHASE_HISTORY} of them.",
+        f"The phases so far, oldest first, the last {MAX_PHASE_HISTORY} of them. Additional field.",
         default=(),
         **{"x-kubernetes-list-type": "atomic"},
     )

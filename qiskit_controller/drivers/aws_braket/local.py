@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from qiskit_controller.api.run import Plan, Reason
 from qiskit_controller.drivers import RunFailed, RunResult
 from qiskit_controller.drivers.aws_braket import circuits
+from qiskit_controller.runner.tracing import span
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -40,11 +41,13 @@ class LocalSimulators:
         # It warns of what other devices would not take.
         logging.getLogger("braket").setLevel(logging.ERROR)
         name = plan.spec.backend.name or ""
-        simulator = sdk.LocalSimulator(name)
-        shape = sdk.local_shape(simulator, name)
+        with span("load backend"):
+            simulator = sdk.LocalSimulator(name)
+            shape = sdk.local_shape(simulator, name)
         # As with Aer, transpiling is this pod's time too.
         executing(name)
-        prepared = circuits.prepare(circuit, shape, plan)
+        with span("transpile", quantum_level=plan.spec.execution.optimization_level):
+            prepared = circuits.prepare(circuit, shape, plan)
         _check_memory(circuit.num_qubits, name)
         source = circuits.program(prepared, shape)
         counts: Counter[str] = Counter()

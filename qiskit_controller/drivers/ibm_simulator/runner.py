@@ -25,6 +25,7 @@ from qiskit_controller.drivers.local_simulator.runner import aer_options, simula
 from qiskit_controller.drivers.remote import Unavailable
 from qiskit_controller.runner.pod import Paths
 from qiskit_controller.runner.stores.credentials import Credentials
+from qiskit_controller.runner.tracing import span
 
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
@@ -61,16 +62,18 @@ class IbmSimulator:
         seed = plan.spec.execution.seed_simulator
         if seed is None:
             seed = secrets.randbelow(_SEEDS)
-        device = None if name == IDEAL else self._device(name, plan)
-        simulator = (
-            AerSimulator(n_qubits=circuit.num_qubits, **aer_options())
-            if device is None
-            else AerSimulator.from_backend(device, **aer_options())
-        )
+        with span("load backend"):
+            device = None if name == IDEAL else self._device(name, plan)
+            simulator = (
+                AerSimulator(n_qubits=circuit.num_qubits, **aer_options())
+                if device is None
+                else AerSimulator.from_backend(device, **aer_options())
+            )
         executing(name)
         seeded: ExecutionSpec = attrs.evolve(plan.spec.execution, seed_simulator=seed)
         plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, execution=seeded))
-        transpiled = transpile(circuit, device or simulator, name, plan)
+        with span("transpile", quantum_level=plan.spec.execution.optimization_level):
+            transpiled = transpile(circuit, device or simulator, name, plan)
         return simulate(simulator, circuit, transpiled, plan, seed=seed, name=name)
 
     def _device(self, name: str, plan: Plan) -> Any:

@@ -137,7 +137,12 @@ class _Telling:
             if end is None:
                 break
             before = max(begun, end)
-            yield from self._attempt(attempt, begun, before)
+            entered = [
+                moment
+                for phase, moment in changes
+                if phase != "Pending" and begun < moment < before
+            ]
+            yield from self._attempt(attempt, begun, before, entered[0] if entered else None)
         phase, moment = changes[-1]
         if phase in FINISHED or self.gone is not None:
             yield self._root(max(self.created, moment))
@@ -210,7 +215,14 @@ class _Telling:
                 return moment if later is None else min(moment, later)
         return min(completed + _SECOND, later or completed + _SECOND)
 
-    def _attempt(self, attempt: AttemptStatus, start: datetime, end: datetime) -> Iterator[Span]:
+    def _attempt(
+        self, attempt: AttemptStatus, start: datetime, end: datetime, entered: datetime | None
+    ) -> Iterator[Span]:
+        """An attempt and what is in it.
+
+        Args:
+            entered: when it left the phase Pending: from then on something ran in a pod of it.
+        """
         run = self.runs.get(attempt.number)
         own: dict[str, Attribute] = {
             "quantum.attempt": attempt.number,
@@ -226,10 +238,37 @@ class _Telling:
             error=attempt.message or "" if attempt.reason and not cancelled else None,
             error_type=attempt.reason,
         )
-        if run is not None and run.pod is not None:
-            for span in self._pod(attempt.number, run.pod, start, end):
-                named = {**own, **span.attributes}
-                yield attrs.evolve(span, parent=context, attributes=named)
+        pod = run.pod if run is not None else None
+        if entered is not None and (pod is None or not any(each.started for each in _stages(pod))):
+            # The pod is gone, or a Job has made another in its place. What it told from inside is
+            # there and needs its parents.
+            parts = self._lost(attempt.number, start, entered, end)
+        elif pod is not None:
+            parts = self._pod(attempt.number, pod, start, end)
+        else:
+            return
+        for span in parts:
+            named = {**own, **span.attributes}
+            yield attrs.evolve(span, parent=context, attributes=named)
+
+    def _lost(
+        self, number: int, start: datetime, entered: datetime, end: datetime
+    ) -> Iterator[Span]:
+        """The same of a pod that nothing is known of any more."""
+        circuit = (self.job.get("spec") or {}).get("circuit") or {}
+        fetched = circuit.get("source") in ("url", "git")
+        before = (SOURCE, "stage source") if fetched else ("", "pod start")
+        for (stage, name), begun, until in (
+            (before, start, entered),
+            ((EXECUTOR, "stage executor"), entered, end),
+        ):
+            span = self._span(name, ("attempt", number, name), begun, until)
+            more = {"quantum.stage": stage} if stage else {}
+            yield attrs.evolve(
+                span,
+                context=stage_span(self.trace, number, stage) if stage else span.context,
+                attributes={**span.attributes, **more},
+            )
 
     def _pod(self, number: int, pod: PodView, start: datetime, end: datetime) -> Iterator[Span]:
         """What an attempt's time went into, from its beginning to its end."""

@@ -289,6 +289,34 @@ def test_stages_that_failed_say_so() -> None:
     assert found["stage circuit"].attributes["process.exit.code"] == 137
 
 
+@pytest.mark.parametrize("source", ["inline", "git"])
+@pytest.mark.parametrize("known", ["nothing", "the Job", "another pod"])
+def test_what_a_lost_pod_told_has_its_parents(source: str, known: str) -> None:
+    """The pod was deleted under way; some Jobs make another in its place."""
+    job = {**JOB, "spec": {**JOB["spec"], "circuit": {"source": source}}}
+    status = QiskitJobStatus(
+        phase="Pending",
+        attempts=(attempt(1, 0.4, 8, reason="PodLost", message="the pod was deleted"),),
+        phase_history=history(
+            *(("Pending", 0.3), ("Validating", 2.0), ("Running", 3.0), ("Pending", 8.6))
+        ),
+    )
+    another = PodView(name="another", created=whole(8.1), scheduled=whole(8.2))
+    runs = {
+        "nothing": {},
+        "the Job": {1: run()},
+        "another pod": {1: run(pod=another)},
+    }[known]
+    spans = spans_of(job, TRACE, status, runs)
+    check_tree(spans, whole_trace=False)
+    there = {each.context for each in spans}
+    assert stage_span(TRACE, 1, "executor") in there
+    assert (stage_span(TRACE, 1, "source") in there) == (source == "git")
+    parts = [each for each in spans if each.parent == TRACE.span("attempt", 1)]
+    found = by_name(spans)["attempt"]
+    assert uncovered(parts, found.start, found.end) == timedelta(0)
+
+
 def test_nonsense_in_a_report_is_no_time() -> None:
     status, _ = bell()
     report = Report(attempt=1, begun="yesterday", ended="2026-01-01T12:00:06")

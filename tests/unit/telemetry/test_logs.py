@@ -2,13 +2,21 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
 from qiskit_controller.telemetry import logs
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "hack"))
+from localcluster import apt  # noqa: E402 - found by the line before
 
 SECRET = "hunter2-hunter2"
 
@@ -227,3 +235,35 @@ def test_other_peoples_chatter_is_not_shown(capsys: pytest.CaptureFixture[str]) 
         logging.getLogger(name).info("unseen")
         logging.getLogger(name).warning("seen")
     assert [line["event"] for line in lines()] == ["seen"] * 4
+
+
+# --- the filter of the docs -------------------------------------------------------------------
+
+
+def test_the_filter_of_the_docs_tells_one_jobs_story() -> None:
+    """Among lines of other jobs, of none, and such as are no JSON; two logs after each other."""
+    apt.ensure_installed(["jq"], "read logs")
+    text = (ROOT / "docs" / "telemetry.md").read_text()
+    found = re.search(r"^\$ .*\| (jq .*)$", text, re.MULTILINE)
+    assert found is not None
+
+    def line(second: int, job: str | None, event: str) -> str:
+        about = {} if job is None else {"job": job}
+        return json.dumps({"timestamp": f"2026-01-01T00:00:{second:02}Z", "event": event} | about)
+
+    lines = [
+        line(5, "default/bell", "third"),
+        line(6, "default/bell-2", "another's"),
+        "Traceback (most recent call last):",
+        line(1, None, "caches synced"),
+        line(7, "default/bell", "fourth"),
+        "",
+        line(3, "default/bell", "first"),
+        line(4, "other/bell", "another's"),
+        line(4, "default/bell", "second"),
+    ]
+    done = subprocess.run(
+        ["bash", "-c", found[1]], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    told = [json.loads(each)["event"] for each in done.stdout.splitlines()]
+    assert told == ["first", "second", "third", "fourth"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +19,7 @@ from typing import Any
 import attrs
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from .test_metrics import everything
 
@@ -22,6 +28,8 @@ FOLDER = ROOT / "manifests" / "components" / "monitoring"
 
 sys.path.insert(0, str(ROOT / "hack"))
 from localcluster import binaries  # noqa: E402 - found by the line before
+
+Ask = Callable[[str], list[tuple[dict[str, str], float]]]
 
 
 @cache
@@ -269,6 +277,65 @@ def test_rules_and_dashboard_are_about_metrics_that_there_are(exposition: str) -
     used = names_in(" ".join([*queries, *(rule["expr"] for rule in ALERTS.values())]))
     assert len(used) > 20
     assert used - there == set()
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """A Prometheus that has scraped all metrics: the values that a query finds, by labels."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    registry = CollectorRegistry()
+    everything(registry)
+    server, _ = start_http_server(0, "127.0.0.1", registry)
+    targets = [{"targets": [f"127.0.0.1:{server.server_port}"], "labels": {"pod": "a"}}]
+    scrape = {"job_name": "qiskit-operator-metrics", "static_configs": targets}
+    scrape |= {"scrape_interval": "200ms", "scrape_timeout": "200ms"}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [binaries.prometheus() / "prometheus", f"--web.listen-address={address}"]
+    command += ["--config.file=prometheus.yml", "--storage.tsdb.path=data"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+
+    def query(text: str) -> list[tuple[dict[str, str], float]]:
+        url = f"http://{address}/api/v1/query?{urllib.parse.urlencode({'query': text})}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+        return [(each["metric"], float(each["value"][1])) for each in found]
+
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                # Several scrapes, for what is a rate.
+                if query('count_over_time(up{job="qiskit-operator-metrics"}[1m]) > 3'):
+                    break
+            time.sleep(0.1)
+        yield query
+    finally:
+        process.terminate()
+        process.wait(30)
+        server.shutdown()
+
+
+def test_a_real_prometheus_has_the_numbers(ask: Ask) -> None:
+    assert [value for _, value in ask("qiskit_job_shots_total")] == [1024]
+    assert [value for _, value in ask("qiskit_job_cost_usd_total")] == [1.5]
+    ((labels, value),) = ask('qiskit_job_finished_total{phase="Completed"}')
+    assert (labels["backend_type"], value) == ("local_simulator", 1)
+    assert [value for _, value in ask("sum(qiskit_job_retries_total)")] == [1]
+
+
+def test_every_query_of_the_dashboard_finds_something(ask: Ask) -> None:
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            text = target["expr"].replace("$__rate_interval", "1m")
+            found = ask(text)
+            # Those of the process, and jobs that failed, are not in this exposition.
+            assert found or "process_" in text or 'phase="Failed"' in text, text
+            for name in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+                # Prometheus leaves out what is empty, such as the reason of a success.
+                assert name in text or not found or name in found[0][0], (text, name)
 
 
 def test_every_metric_is_documented(exposition: str) -> None:
