@@ -17,6 +17,8 @@ from qiskit_controller.kube.errors import ApiError
 from qiskit_controller.kube.leaderelection import LeadershipLost
 from qiskit_controller.manager import NAME, Options, serve
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.scheduling import prices
+from qiskit_controller.scheduling.prices import Tariff
 from qiskit_controller.telemetry import logs, otlp
 
 log = structlog.get_logger(__name__)
@@ -68,6 +70,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "be in each namespace that has QiskitJobs",
         _names,
     )
+    option(
+        "price-book",
+        None,
+        "file with prices that come before the shipped ones, in the form of scheduling/prices.toml",
+    )
+    option("alert-webhook", None, "URL that alerts of QiskitBudgets are posted to, as JSON")
     option("workers", 8, "reconciles at a time", int)
     option("health-port", 8081, "port of /healthz and /readyz", int)
     option("metrics-port", 8080, "port of /metrics", int)
@@ -83,7 +91,14 @@ def main() -> int:
     """Run one replica; the exit code is 0 only when it was told to stop."""
     given = parse()
     logs.configure(given.log_level, given.log_format)
+    try:
+        tariff = Tariff(prices.shipped(), _price_book(given.price_book))
+    except (OSError, ValueError) as error:
+        log.critical("ended", error=f"--price-book: {error}")
+        return 1
     options = Options(
+        tariff=tariff,
+        alert_webhook=given.alert_webhook or None,
         namespace=given.namespace,
         kubeconfig=given.kubeconfig,
         workers=given.workers,
@@ -127,6 +142,10 @@ def _networks(text: str) -> tuple[str, ...]:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return found
+
+
+def _price_book(path: str | None) -> prices.PriceBook | None:
+    return prices.parse(Path(path).read_text()) if path else None
 
 
 def _own_namespace() -> str:

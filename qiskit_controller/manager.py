@@ -20,8 +20,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from qiskit_controller.alerts import Alerts
 from qiskit_controller.kube.client import Client
-from qiskit_controller.kube.controller import Controller
+from qiskit_controller.kube.controller import Controller, Reconcile
 from qiskit_controller.kube.events import EventRecorder
 from qiskit_controller.kube.health import (
     HealthServer,
@@ -29,11 +30,23 @@ from qiskit_controller.kube.health import (
     informer_synced,
     queue_moves,
 )
+from qiskit_controller.kube.informer import Informer
 from qiskit_controller.kube.leaderelection import LeaderElector
 from qiskit_controller.kube.queue import WorkQueue
+from qiskit_controller.reconcilers.qiskitbackend.reconciler import (
+    QiskitBackendReconciler,
+    backends_informer,
+)
+from qiskit_controller.reconcilers.qiskitbudget.ledger import Ledger
+from qiskit_controller.reconcilers.qiskitbudget.reconciler import (
+    QiskitBudgetReconciler,
+    budgets_informer,
+)
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.reconcilers.qiskitjob.market import Selecting
 from qiskit_controller.reconcilers.qiskitjob.reconciler import Caches, QiskitJobReconciler
 from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, Sender
+from qiskit_controller.scheduling.prices import Tariff, shipped
 from qiskit_controller.telemetry import metrics, otlp
 
 log = structlog.get_logger(__name__)
@@ -43,6 +56,8 @@ NAME = "qiskit-controller"
 _STUCK_SECONDS = 300.0
 # What is under way when the process is told to stop may finish first.
 _DRAIN_SECONDS = 3.0
+# Budgets and backends are few beside jobs.
+_FEW_WORKERS = 2
 # What has not been told to a collector may still be, for so long.
 _LAST_WORDS_SECONDS = 2.0
 
@@ -54,6 +69,8 @@ class Options:
     Attributes:
         namespace: where the lease is.
         settings: for the pods of jobs.
+        tariff: what providers bill.
+        alert_webhook: URL that budgets' alerts are posted to.
         workers: reconciles at a time.
         health_port, metrics_port: 0 takes any free port.
         host: the address to listen on; None for all.
@@ -61,6 +78,8 @@ class Options:
 
     namespace: str
     settings: Settings
+    tariff: Tariff = attrs.field(factory=lambda: Tariff(shipped()))
+    alert_webhook: str | None = None
     kubeconfig: str | None = None
     workers: int = 8
     host: str | None = None
@@ -85,30 +104,60 @@ class Manager:
         self._options = options
         identity = f"{socket.gethostname()}_{os.getpid()}_{os.urandom(4).hex()}"
         self._caches = Caches.create(client)
-        queue_metrics = metrics.QueueMetrics(registry, "qiskitjob")
-        self._queue: WorkQueue[str] = WorkQueue(metrics=queue_metrics)
-        queue_metrics.watch(self._queue.unfinished_seconds, self._queue.longest_running_seconds)
+        self._budgets = budgets_informer(client)
+        self._backends = backends_informer(client)
         self._events = EventRecorder(client, NAME, identity)
-        self._caches.feed(self._queue)
         job_metrics = metrics.JobMetrics(registry)
         registry.register(metrics.JobsByPhase(self._caches.jobs.list))
-        for informer in self._caches.all():
+        registry.register(metrics.Budgets(self._budgets.list))
+        registry.register(metrics.BackendsUp(self._backends.list))
+        ledger = Ledger(client, self._budgets)
+        selecting = Selecting(client, self._backends, ledger, options.tariff)
+        for informer in self._informers():
             informer.metrics = metrics.WatchMetrics(registry, informer.resource.plural)
-        reconciler = QiskitJobReconciler(
+        jobs = QiskitJobReconciler(
             client=client,
             caches=self._caches,
             events=self._events,
             settings=options.settings,
+            selecting=selecting,
             on_written=job_metrics.written,
             tracer=JobTracer(spans) if spans is not None else None,
         )
-        self._controller = Controller(
-            "qiskitjob",
-            self._queue,
-            reconciler.reconcile,
-            options.workers,
-            metrics=metrics.ReconcileMetrics(registry, "qiskitjob"),
+        budgets = QiskitBudgetReconciler(
+            client,
+            ledger,
+            self._caches.jobs,
+            self._events,
+            on_alert=Alerts(options.alert_webhook).send,
         )
+        backends = QiskitBackendReconciler(
+            client,
+            self._backends,
+            self._caches.kubernetes_jobs,
+            self._caches.pods,
+            self._events,
+            options.settings,
+        )
+        self._queues: dict[str, WorkQueue[str]] = {}
+        self._controllers: list[Controller] = []
+        queue_families = metrics.QueueFamilies(registry)
+        reconcile_families = metrics.ReconcileFamilies(registry)
+
+        def controller(name: str, reconcile: Reconcile, workers: int) -> WorkQueue[str]:
+            queue_metrics = metrics.QueueMetrics(registry, name, queue_families)
+            queue: WorkQueue[str] = WorkQueue(metrics=queue_metrics)
+            queue_metrics.watch(queue.unfinished_seconds, queue.longest_running_seconds)
+            self._queues[name] = queue
+            counted = metrics.ReconcileMetrics(registry, name, reconcile_families)
+            self._controllers.append(Controller(name, queue, reconcile, workers, metrics=counted))
+            return queue
+
+        queue = controller("qiskitjob", jobs.reconcile, options.workers)
+        self._caches.feed(queue)
+        selecting.feed(queue, self._caches.jobs)
+        budgets.feed(controller("qiskitbudget", budgets.reconcile, _FEW_WORKERS))
+        backends.feed(controller("qiskitbackend", backends.reconcile, _FEW_WORKERS))
         self._elector = LeaderElector(
             client,
             options.namespace,
@@ -120,8 +169,9 @@ class Manager:
             metrics=metrics.LeaderMetrics(registry, NAME),
         )
         self.health = HealthServer(host=options.host, port=options.health_port)
-        self.health.add_liveness("workers", queue_moves(self._queue, _STUCK_SECONDS))
-        for informer in self._caches.all():
+        for name, queue in self._queues.items():
+            self.health.add_liveness(f"workers-{name}", queue_moves(queue, _STUCK_SECONDS))
+        for informer in self._informers():
             plural = informer.resource.plural
             self.health.add_readiness(f"informer-{plural}", informer_synced(informer))
             self.health.add_liveness(f"informer-{plural}", informer_hears(informer))
@@ -154,10 +204,10 @@ class Manager:
     async def _serve(self) -> None:
         informers = [
             asyncio.create_task(each.run(), name=f"informer-{each.resource.plural}")
-            for each in self._caches.all()
+            for each in self._informers()
         ]
         try:
-            for informer in self._caches.all():
+            for informer in self._informers():
                 await informer.wait_synced(self._options.sync_timeout)
             log.info("caches synced", jobs=len(self._caches.jobs))
             await self._elector.run(self._lead)
@@ -167,17 +217,26 @@ class Manager:
             await asyncio.wait(informers)
 
     async def _lead(self) -> None:
-        workers = asyncio.create_task(self._controller.run(), name="workers")
+        workers = asyncio.create_task(self._work(), name="workers")
         try:
             await asyncio.shield(workers)
         except asyncio.CancelledError:
             # Between two writes is a fine place to stop, but the end of a reconcile is a
             # better one, and near.
-            await self._queue.shut_down_with_drain(_DRAIN_SECONDS)
+            drains = (each.shut_down_with_drain(_DRAIN_SECONDS) for each in self._queues.values())
+            await asyncio.gather(*drains)
             raise
         finally:
             workers.cancel()
             await asyncio.wait({workers})
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for controller in self._controllers:
+                tasks.create_task(controller.run(), name=f"workers-{controller.name}")
+
+    def _informers(self) -> tuple[Informer, ...]:
+        return (*self._caches.all(), self._budgets, self._backends)
 
 
 class _Exposition:

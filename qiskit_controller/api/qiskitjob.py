@@ -268,6 +268,10 @@ class BudgetSpec:
         minimum=0,
         maximum=1,
     )
+    allow_unknown_cost: bool = field(
+        "Run also where nobody knows the price, with no limit then. Additional field.",
+        default=False,
+    )
 
 
 @attrs.frozen
@@ -497,6 +501,25 @@ class AttemptStatus:
 
 
 @attrs.frozen
+class CostStatus:
+    """What the job costs; "Unknown" where nobody knows."""
+
+    estimated: str = field("Before it ran, in US dollars.", default="")
+    actual: str | None = field("After it ran, by what the provider billed.", default=None)
+    charged: str | None = field(
+        "What budgets were charged: the actual cost, or the estimate of a run that began and "
+        "gave no figures.",
+        default=None,
+    )
+    usage: Mapping[str, str] = field(
+        "Tasks, shots and seconds: expected at first, billed at the end.", factory=dict
+    )
+    prices: Mapping[str, str] = field("US dollars for each of those that is billed.", factory=dict)
+    price_source: str = field("Who says so, and when.", default="")
+    note: str = field("Why the cost is unknown.", default="")
+
+
+@attrs.frozen
 class PhaseChange:
     """That the job entered a phase."""
 
@@ -553,6 +576,7 @@ class QiskitJobStatus:
     )
     backend: str | None = field("Backend that was selected.", default=None)
     cost: str | None = field("Cost in US dollars.", default=None)
+    costs: CostStatus | None = field("How the cost comes about. Additional field.", default=None)
     results: ResultsStatus | None = field("Job execution results.", default=None)
     results_location: str | None = field("Where the results are stored.", default=None)
     circuit_metrics: CircuitMetrics | None = field("The validated circuit.", default=None)

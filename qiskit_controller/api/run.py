@@ -4,6 +4,8 @@ All are JSON through :mod:`qiskit_controller.api.codec`:
 
 - :class:`Plan`, controller to pod: the ConfigMap ``qiskit-job-<name>-input``, made once and
   never changed, so that every attempt runs what the first one ran. It also holds the code.
+- :class:`Assignment`, controller to executor: the backend that was chosen, another key of the
+  record.
 - :class:`Progress`, executor to controller while it works: a key of the ConfigMap
   ``qiskit-job-<name>-record``, which is all of the API that the pod's token can write,
   beside an output ConfigMap.
@@ -30,7 +32,14 @@ import attrs
 
 from qiskit_controller.api.codec import to_wire
 from qiskit_controller.api.fields import field
-from qiskit_controller.api.qiskitjob import CircuitMetrics, ProviderState, QiskitJobSpec
+from qiskit_controller.api.qiskitbackend import DeviceStatus
+from qiskit_controller.api.qiskitjob import (
+    BackendSpec,
+    CircuitMetrics,
+    CostStatus,
+    ProviderState,
+    QiskitJobSpec,
+)
 from qiskit_controller.api.quantities import format_duration
 
 # Where things are inside the pod.
@@ -56,6 +65,8 @@ TICKET_ENV = "QUANTUM_TICKET"  # which submission to a provider this is
 PROVIDER_JOB_ENV = "QUANTUM_PROVIDER_JOB"  # the provider's job of that submission, if it is known
 # Environment of the pod that cancels: the plan, as it needs no other part of the input.
 PLAN_ENV = "QUANTUM_PLAN"
+# Environment of a probe: a ProbeRequest.
+PROBE_ENV = "QUANTUM_PROBE"
 # Environment of the source stage: what an earlier attempt fetched, for this one to fetch again.
 COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
 SHA256_ENV = "QUANTUM_SOURCE_SHA256"
@@ -118,6 +129,10 @@ class Reason(StrEnum):
     SOURCE_HASH_MISMATCH = "SourceHashMismatch", Retry.NEVER
     SOURCE_UNAVAILABLE = "SourceUnavailable", Retry.COUNTED
     SOURCE_FAILED = "SourceFailed", Retry.COUNTED
+    # What it costs, and where it runs
+    BUDGET_EXCEEDED = "BudgetExceeded", Retry.NEVER
+    COST_UNKNOWN = "CostUnknown", Retry.NEVER
+    NO_BACKEND = "NoBackend", Retry.NEVER
     # Running it
     TRANSPILE_FAILED = "TranspileFailed", Retry.NEVER
     BACKEND_REFUSED = "BackendRefused", Retry.NEVER
@@ -190,6 +205,13 @@ class Plan:
     record: str = field("Name of the ConfigMap that takes the progress.")
     output_location: str = field("spec.output.location, or its default.")
     limits: Limits = field("Bounds on the untrusted stage.", factory=Limits)
+    select: bool = field("Whether the executor waits to be told its backend.", default=False)
+    probe: bool = field(
+        "With select: whether it tells first which devices its credentials lead to.", default=False
+    )
+    secret: str | None = field(
+        "The Secret of a QiskitBackend, for a job that names none of its own.", default=None
+    )
 
 
 # Kubernetes tells both in whole seconds.
@@ -237,6 +259,32 @@ class KeptResult:
 
 
 @attrs.frozen
+class Assignment:
+    """Where the job runs, controller to executor: the record's key :data:`ASSIGNMENT_KEY`.
+
+    It holds all that the status says of it, so that a controller that starts anew says the same.
+    Both sides write over the version of the record that they have read: the executor takes up an
+    assignment (``Progress.assignment``) or finds another, and one that is taken up is replaced
+    only when the executor refuses its backend.
+    """
+
+    number: int = field("Which choice this is, from 1.")
+    type: str = field("Backend type.")
+    name: str = field("The backend.")
+    reason: str = field("Why this one, in CamelCase.")
+    message: str = field("The same, for people.", default="")
+    costs: CostStatus = field("What it is going to cost.", factory=CostStatus)
+    exceeded: str = field("The budget's verdict, for one that falls back.", default="")
+
+
+# The reason of an assignment to the one backend that the job names.
+REQUESTED = "RequestedBackend"
+# Keys of the record.
+ASSIGNMENT_KEY = "assignment"
+DEVICES_KEY = "devices"  # a list of DeviceStatus, of the executor's own account
+
+
+@attrs.frozen
 class Progress:
     """How far an attempt has come. Kept in the record under :func:`progress_key`."""
 
@@ -249,6 +297,35 @@ class Progress:
         "With Executed: the whole result, when it could be kept under result_key.", default=None
     )
     waiting: str = field("What keeps it from going on, while that is so, for people.", default="")
+    assignment: int = field("Number of the assignment that was taken up.", default=0)
+    refused: Mapping[str, str] = field(
+        "Backends that took no job of this one, before anything was submitted, and why.",
+        factory=dict,
+    )
+    dynamic: bool = field(
+        "Whether the circuit measures in mid-circuit or acts on outcomes.", default=False
+    )
+    operations: tuple[str, ...] = field(
+        "Operations of the circuit that cannot be made of other gates.", default=()
+    )
+
+
+@attrs.frozen
+class ProbeRequest:
+    """Which account a probe asks, and for what."""
+
+    backend: BackendSpec = field("Type, and name where it is about one device.")
+
+
+@attrs.frozen
+class ProbeReport:
+    """The probe's last word: a termination message. Without a reason it succeeded."""
+
+    reason: Reason | None = field("Why it did not succeed.", default=None)
+    message: str = field("The same, for people.", default="")
+    devices: tuple[DeviceStatus, ...] = field("The devices, if they fit.", default=())
+    packed: str = field("Else the same list as JSON, compressed with zlib, in base64.", default="")
+    left_out: int = field("Devices that did not fit even so.", default=0)
 
 
 def progress_key(attempt: int) -> str:
@@ -320,6 +397,9 @@ class Report:
     )
     outcomes: int = field("Number of distinct outcomes.", default=0)
     stored: StoredResult | None = field("What was written.", default=None)
+    usage: Mapping[str, str] = field(
+        "What is billed of each unit, where the provider tells.", factory=dict
+    )
     begun: str | None = field(_BEGUN, default=None)
     ended: str | None = field(_ENDED, default=None)
 

@@ -27,10 +27,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import attrs
 
+from qiskit_controller.api.billing import BillingUnit as BillingUnit
 from qiskit_controller.api.qiskitjob import QiskitJobSpec
 from qiskit_controller.api.run import Plan, Reason
 
@@ -62,10 +63,6 @@ class Warns(Protocol):
 
     def warnings(self, spec: QiskitJobSpec) -> Sequence[str]:
         """What has no effect, each as ``spec.<field>: <what does instead>``."""
-
-
-# What providers bill: a task as such, each shot, each second of the device.
-BillingUnit = Literal["task", "shot", "second"]
 
 
 @attrs.frozen(kw_only=True)
@@ -103,6 +100,16 @@ class RunFailed(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+class BackendDown(RunFailed):
+    """The backend takes no jobs now, and nothing has been submitted to it for this one.
+
+    Where the backend was chosen for the job, another one is.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.BACKEND_UNAVAILABLE, message)
 
 
 class RunnerDriver(Protocol):

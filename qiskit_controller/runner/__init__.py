@@ -14,6 +14,8 @@
 ``circuit_child``  the process that runs the user's code and writes the circuit
 ``supervisor``     listens while the executor works
 ``executor``       stage ``executor``, trusted container: validate, run, store, report
+``assignment``     how the executor comes to its backend
+``devices``        an account's devices; the command ``qiskit-runner probe``
 ``story``          what ``kubectl logs`` shows of the executor
 ``hostile``        reads files that the untrusted stage left
 ``hostile_qpy``    makes a circuit of bytes that the untrusted stage left

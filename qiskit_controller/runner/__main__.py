@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qiskit-runner", description="One stage of the pod of a QiskitJob."
     )
-    parser.add_argument("stage", choices=("source", "circuit", "executor", "cancel"))
+    parser.add_argument("stage", choices=("source", "circuit", "executor", "cancel", "probe"))
     parser.add_argument(
         "--root",
         type=Path,
@@ -53,6 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
         from qiskit_controller.runner import cancel_stage
 
         return cancel_stage.run_stage(paths, ticket, provider_job)
+    if given.stage == "probe":
+        from qiskit_controller.runner.devices import run_probe
+
+        return run_probe(paths)
     from qiskit_controller.runner.supervisor import Timer, supervise
 
     attempt = int(os.environ.get(ATTEMPT_ENV, "1"))

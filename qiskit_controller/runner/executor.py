@@ -16,12 +16,13 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qiskit_controller.api.billing import format_amounts
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
 from qiskit_controller.api.qiskitjob import CircuitMetrics
 from qiskit_controller.api.quantities import parse_duration
@@ -39,6 +40,7 @@ from qiskit_controller.api.run import (
     timeout_message,
 )
 from qiskit_controller.drivers import (
+    BackendDown,
     NoDriver,
     RunFailed,
     RunnerDriver,
@@ -48,6 +50,7 @@ from qiskit_controller.drivers import (
 )
 from qiskit_controller.drivers.remote import RemoteDriver
 from qiskit_controller.runner import rules, story, tracing
+from qiskit_controller.runner.assignment import Assignments, is_dynamic, special_operations
 from qiskit_controller.runner.cluster import ApiError, Cluster
 from qiskit_controller.runner.fetched import Code, locate
 from qiskit_controller.runner.formats import Run, counts_json, write
@@ -124,6 +127,7 @@ class _Execution:
     ticket: int = 1
     provider_job: str | None = None
     pace: Pace = attrs.field(factory=Pace)
+    traits: Mapping[str, Any] = attrs.field(factory=dict, init=False)  # of the circuit
     report: Report = attrs.field(
         default=attrs.Factory(lambda self: Report(attempt=self.attempt), takes_self=True)
     )
@@ -176,7 +180,11 @@ class _Execution:
         with tracing.span("prepare", quantum_backend_type=plan.spec.backend.type):
             cluster = self.cluster_of(self.paths, plan.job.namespace)
             storing = Storing(plan, self.attempt, cluster, open_store(plan, cluster, self.paths))
-            driver = placed(runner_driver(plan.spec.backend.type), plan)
+            runner_driver(plan.spec.backend.type)  # so that a missing one is told of at once
+            self.traits = {
+                "dynamic": is_dynamic(circuit),
+                "operations": special_operations(circuit),
+            }
         self._progress(cluster, plan, "Validated", metrics)
 
         def executing(backend: str) -> None:
@@ -195,11 +203,15 @@ class _Execution:
             ):
                 storing.check(circuit)
 
-        if isinstance(driver, RemoteDriver):
+        def run(chosen: Plan) -> RunResult:
+            driver = placed(runner_driver(chosen.spec.backend.type), chosen)
+            if not isinstance(driver, RemoteDriver):
+                check()
+                return self._run_here(driver, circuit, chosen, executing)
             # How long it may execute is seen to by the controller, which also has to cancel.
-            result = Remote(
+            return Remote(
                 driver=driver,
-                plan=plan,
+                plan=chosen,
                 cluster=cluster,
                 credentials=self.paths.credentials,
                 attempt=self.attempt,
@@ -209,10 +221,12 @@ class _Execution:
                 executing=executing,
                 waiting=waiting,
                 pace=self.pace,
+                another=choosing.chosen,
             ).run(circuit)
-        else:
-            check()
-            result = self._run_here(driver, circuit, plan, executing)
+
+        known = self._known("Validated", metrics)
+        choosing = Assignments(plan, self.paths, cluster, known)
+        result = self._execute(choosing, run)
         _tell_times(result)
         with tracing.span("store", quantum_output_type=plan.spec.output.type):
             self._ran(result)
@@ -249,6 +263,24 @@ class _Execution:
         finally:
             self.timer.stop()
 
+    def _execute(self, choosing: Assignments, run: Callable[[Plan], RunResult]) -> RunResult:
+        """Run on the plan's backend, or on the one that the controller chooses."""
+        while True:
+            plan = choosing.take()
+            # What is told from now on says so too.
+            self.traits = {
+                **self.traits,
+                "assignment": choosing.progress.assignment,
+                "refused": choosing.progress.refused,
+            }
+            try:
+                return run(plan)
+            except BackendDown as down:
+                name = plan.spec.backend.name
+                if not choosing.chosen or name is None:
+                    raise
+                choosing.refuse(name, down.message)
+
     def _load(self, plan: Plan) -> tuple[QuantumCircuit, CircuitMetrics]:
         try:
             content = read_file(self.paths.work, CIRCUIT_FILE, plan.limits.circuit_bytes)
@@ -275,6 +307,7 @@ class _Execution:
             shots=sum(result.counts.values()),
             counts=dict(result.counts),
             outcomes=len(result.counts),
+            usage=format_amounts(result.usage),
             message=f"{sum(result.counts.values())} shots on {result.backend} in "
             f"{result.execution_time:.3g} s, {len(result.counts)} outcomes",
         )
@@ -289,19 +322,29 @@ class _Execution:
         waiting: str = "",
     ) -> None:
         """Tell the controller; without an answer the work goes on, the report says it all again."""
-        progress = Progress(
-            attempt=self.attempt,
-            stage=stage,
-            circuit_metrics=metrics,
-            backend=backend,
-            waiting=waiting,
-        )
+        progress = self._known(stage, metrics, backend, waiting)
         patch = {"data": {progress_key(self.attempt): json.dumps(to_wire(progress))}}
         try:
             with tracing.span("tell controller", quantum_progress=stage):
                 cluster.patch_config_map(plan.record, patch, seconds=PROGRESS_SECONDS)
         except ApiError as error:
             story.say(f"Note       the progress {stage} could not be told: {error}")
+
+    def _known(
+        self,
+        stage: Stage,
+        metrics: CircuitMetrics,
+        backend: str | None = None,
+        waiting: str = "",
+    ) -> Progress:
+        return Progress(
+            attempt=self.attempt,
+            stage=stage,
+            circuit_metrics=metrics,
+            backend=backend,
+            waiting=waiting,
+            **self.traits,
+        )
 
 
 def _tell_times(result: RunResult) -> None:

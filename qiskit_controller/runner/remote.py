@@ -36,7 +36,7 @@ import attrs
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
 from qiskit_controller.api.quantities import format_duration, format_time
 from qiskit_controller.api.run import Plan, Reason, Submission, submission_key
-from qiskit_controller.drivers import RunFailed, RunResult
+from qiskit_controller.drivers import BackendDown, RunFailed, RunResult
 from qiskit_controller.drivers.remote import (
     JobState,
     Provider,
@@ -187,6 +187,7 @@ class Remote:
         check: to be called before anything is paid; what it raises ends the attempt.
         executing: told once, with the device's name, when executing begins.
         waiting: told, for people, what keeps it from going on; "" when nothing does any more.
+        another: whether another device can be chosen, should the plan's take no jobs.
     """
 
     driver: RemoteDriver
@@ -200,6 +201,7 @@ class Remote:
     executing: Callable[[str], None]
     waiting: Callable[[str], None]
     pace: Pace = attrs.field(factory=Pace)
+    another: bool = False
     _record: _Record = attrs.field(init=False)
     _said: str = attrs.field(init=False, default="")
     _told: float = attrs.field(init=False, default=-1e9)
@@ -247,6 +249,8 @@ class Remote:
         else:
             self.check()
             backend = self._device(provider, circuit, limit)
+            if self.another and known is None:
+                self._check_up(provider, backend, limit)
             with span("transpile", quantum_backend_name=backend):
                 prepared = self._patiently(
                     lambda: provider.prepare(circuit, backend, self.plan), limit
@@ -281,6 +285,19 @@ class Remote:
                 f"{', '.join(each.name for each in devices) or 'none'}",
             )
         return min(fit, key=lambda each: (each.pending_jobs or 0, each.qubits or 0)).name
+
+    def _check_up(self, provider: Provider, backend: str, limit: float | None) -> None:
+        """That a device still takes jobs, while another can be chosen: nothing is submitted.
+
+        Raises:
+            BackendDown: it takes none.
+        """
+        found = self._patiently(lambda: provider.devices(backend), limit)
+        if not found:
+            raise BackendDown("is not there any more")
+        if not found[0].operational:
+            detail = clean(found[0].detail, 200)
+            raise BackendDown(f"takes no jobs{f' ({detail})' if detail else ''}")
 
     def _submitted(self, provider: Provider, circuit: QuantumCircuit, backend: str) -> RemoteJob:
         """The ticket's one job: found, or submitted now."""

@@ -182,56 +182,118 @@ class JobsByPhase(Collector):
         yield family
 
 
+class Budgets(Collector):
+    """What QiskitBudgets allow and have spent, read in the cache when asked."""
+
+    _AMOUNTS: tuple[tuple[str, str], ...] = (
+        ("spent", "Charged in this period."),
+        ("reserved", "What jobs under way may cost."),
+        ("forecast", "What this period will cost if it goes on as it began."),
+    )
+
+    def __init__(self, budgets: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._budgets = budgets
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        found = list(self._budgets())
+        yield self._family("limit", "What may be spent in a period.", found, "spec")
+        for name, doc in self._AMOUNTS:
+            yield self._family(name, doc, found, "status")
+
+    def _family(self, name: str, doc: str, found: Iterable[Mapping[str, Any]], part: str) -> Metric:
+        labels = ("namespace", "budget")
+        family = GaugeMetricFamily(f"qiskit_budget_{name}_dollars", doc, labels=labels)
+        for each in found:
+            text = (each.get(part) or {}).get(name)
+            try:
+                amount = parse_money(text or "")
+            except ValueError:
+                continue  # Not looked at yet, or a spec that is refused.
+            metadata = each["metadata"]
+            family.add_metric((metadata["namespace"], metadata["name"]), float(amount))
+        return family
+
+
+class BackendsUp(Collector):
+    """Whether the devices of QiskitBackends take jobs, read in the cache when asked."""
+
+    def __init__(self, backends: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._backends = backends
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        labels = ("namespace", "backend", "device")
+        up = GaugeMetricFamily("qiskit_backend_up", "1 if the device takes jobs.", labels=labels)
+        pending = GaugeMetricFamily(
+            "qiskit_backend_pending_jobs", "Jobs in the device's queue.", labels=labels
+        )
+        for each in self._backends():
+            metadata = each["metadata"]
+            for device in (each.get("status") or {}).get("devices") or ():
+                values = (metadata["namespace"], metadata["name"], device["name"])
+                up.add_metric(values, float(bool(device.get("operational"))))
+                if device.get("pendingJobs") is not None:
+                    pending.add_metric(values, device["pendingJobs"])
+        yield up
+        yield pending
+
+
+class QueueFamilies:
+    """The metrics of all work queues, under client-go's names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.depth = Gauge("workqueue_depth", "Keys that wait.", ("name",), registry=registry)
+        self.adds = Counter("workqueue_adds_total", "Keys added.", ("name",), registry=registry)
+        self.retries = Counter(
+            "workqueue_retries_total", "Keys retried.", ("name",), registry=registry
+        )
+        self.latency = Histogram(
+            "workqueue_queue_duration_seconds",
+            "From adding a key to working on it.",
+            ("name",),
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.work = Histogram(
+            "workqueue_work_duration_seconds",
+            "Working on a key.",
+            ("name",),
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.unfinished = Gauge(
+            "workqueue_unfinished_work_seconds",
+            "Work under way, all of it together.",
+            ("name",),
+            registry=registry,
+        )
+        self.longest = Gauge(
+            "workqueue_longest_running_processor_seconds",
+            "The key that has been worked on for longest.",
+            ("name",),
+            registry=registry,
+        )
+
+
 class QueueMetrics:
-    """A work queue's own account, under client-go's names."""
+    """A work queue's own account.
 
-    def __init__(self, registry: CollectorRegistry, name: str) -> None:
-        def named(metric: Any) -> Any:
-            return metric.labels(name)
+    Args:
+        families: of the registry, where there is more than one queue.
+    """
 
-        self._depth = named(
-            Gauge("workqueue_depth", "Keys that wait.", ("name",), registry=registry)
-        )
-        self._adds = named(
-            Counter("workqueue_adds_total", "Keys added.", ("name",), registry=registry)
-        )
-        self._retries = named(
-            Counter("workqueue_retries_total", "Keys retried.", ("name",), registry=registry)
-        )
-        self._latency = named(
-            Histogram(
-                "workqueue_queue_duration_seconds",
-                "From adding a key to working on it.",
-                ("name",),
-                buckets=_FAST,
-                registry=registry,
-            )
-        )
-        self._work = named(
-            Histogram(
-                "workqueue_work_duration_seconds",
-                "Working on a key.",
-                ("name",),
-                buckets=_FAST,
-                registry=registry,
-            )
-        )
-        self._unfinished = named(
-            Gauge(
-                "workqueue_unfinished_work_seconds",
-                "Work under way, all of it together.",
-                ("name",),
-                registry=registry,
-            )
-        )
-        self._longest = named(
-            Gauge(
-                "workqueue_longest_running_processor_seconds",
-                "The key that has been worked on for longest.",
-                ("name",),
-                registry=registry,
-            )
-        )
+    def __init__(
+        self, registry: CollectorRegistry, name: str, families: QueueFamilies | None = None
+    ) -> None:
+        families = families or QueueFamilies(registry)
+        self._depth = families.depth.labels(name)
+        self._adds = families.adds.labels(name)
+        self._retries = families.retries.labels(name)
+        self._latency = families.latency.labels(name)
+        self._work = families.work.labels(name)
+        self._unfinished = families.unfinished.labels(name)
+        self._longest = families.longest.labels(name)
 
     def depth(self, depth: int) -> None:
         """See :class:`qiskit_controller.kube.queue.QueueMetrics`."""
@@ -260,18 +322,17 @@ class QueueMetrics:
         self._longest.set_function(longest)
 
 
-class ReconcileMetrics:
-    """Reconciles by outcome, under controller-runtime's names."""
+class ReconcileFamilies:
+    """The metrics of all reconcilers, under controller-runtime's names."""
 
-    def __init__(self, registry: CollectorRegistry, controller: str) -> None:
-        self._controller = controller
-        self._total = Counter(
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.total = Counter(
             "controller_runtime_reconcile_total",
             "Reconciles.",
             ("controller", "result"),
             registry=registry,
         )
-        self._seconds = Histogram(
+        self.seconds = Histogram(
             "controller_runtime_reconcile_time_seconds",
             "Time of a reconcile.",
             ("controller",),
@@ -279,10 +340,27 @@ class ReconcileMetrics:
             registry=registry,
         )
 
+
+class ReconcileMetrics:
+    """One reconciler's, by outcome.
+
+    Args:
+        families: of the registry, where there is more than one reconciler.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        controller: str,
+        families: ReconcileFamilies | None = None,
+    ) -> None:
+        self._controller = controller
+        self._families = families or ReconcileFamilies(registry)
+
     def reconciled(self, outcome: str, seconds: float) -> None:
         """See :class:`qiskit_controller.kube.controller.ControllerMetrics`."""
-        self._total.labels(self._controller, outcome).inc()
-        self._seconds.labels(self._controller).observe(seconds)
+        self._families.total.labels(self._controller, outcome).inc()
+        self._families.seconds.labels(self._controller).observe(seconds)
 
 
 class RequestMetrics:

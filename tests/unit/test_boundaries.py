@@ -22,8 +22,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runner": {"api", "drivers", "telemetry"},
     "reconcilers": {"api", "drivers", "kube", "scheduling", "telemetry"},
     "cli": {"api", "kube", "telemetry"},
-    "manager": {"api", "drivers", "kube", "reconcilers", "scheduling", "telemetry"},
-    "__main__": {"api", "kube", "manager", "reconcilers", "telemetry"},
+    "alerts": {"reconcilers"},
+    "manager": {"alerts", "api", "drivers", "kube", "reconcilers", "scheduling", "telemetry"},
+    "__main__": {"api", "kube", "manager", "reconcilers", "scheduling", "telemetry"},
 }
 # A backend's runner half works inside the pod, so it may use what is there.
 RUNNER_HALF = {"runner"}
@@ -34,6 +35,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "telemetry": {"attrs", "prometheus_client", "structlog", "opentelemetry"},
     "scheduling": {"attrs"},
     "reconcilers": {"attrs", "structlog", "opentelemetry"},
+    "alerts": {"aiohttp", "attrs", "structlog"},
     "__main__": {"structlog"},
 }
 SDKS = {"qiskit", "qiskit_aer", "qiskit_ibm_runtime", "braket", "boto3", "google", "requests"}

@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Literal
+from decimal import Decimal
+from typing import Any, Literal
 
 import attrs
 
@@ -33,11 +34,14 @@ from qiskit_controller.api.qiskitjob import (
 )
 from qiskit_controller.api.quantities import (
     format_duration,
+    format_money,
     format_time,
     parse_duration,
+    parse_money,
     parse_time,
 )
 from qiskit_controller.api.run import (
+    Assignment,
     Limits,
     Progress,
     Reason,
@@ -45,7 +49,7 @@ from qiskit_controller.api.run import (
     Retry,
     timeout_message,
 )
-from qiskit_controller.reconcilers.qiskitjob import provider
+from qiskit_controller.reconcilers.qiskitjob import assigning, provider
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
     PodView,
@@ -108,6 +112,13 @@ class StartAttempt:
 
 
 @attrs.frozen
+class Assign:
+    """Reserve what a backend will cost, and tell the executor to use it."""
+
+    assignment: Assignment
+
+
+@attrs.frozen
 class StopRuns:
     """Delete the Kubernetes Jobs and their pods."""
 
@@ -147,6 +158,7 @@ Action = (
     | RemoveFinalizer
     | Start
     | StartAttempt
+    | Assign
     | StopRuns
     | StartCancel
     | StopCancel
@@ -215,6 +227,20 @@ def refuse(seen: Observed, reason: Reason, message: str) -> Decision:
     # Some of what the job needs may have been made before the refusal.
     clean_up = CleanUp(output_unused=True, keep_record=_kept(seen) is not None)
     return attrs.evolve(decision, actions=(clean_up,))
+
+
+def over_budget(seen: Observed, message: str) -> Decision:
+    """What becomes of a job whose assignment a QiskitBudget has refused."""
+    status = attrs.evolve(seen.status, observed_generation=seen.generation)
+    return _over_budget(attrs.evolve(seen, status=status), Reason.BUDGET_EXCEEDED, message)
+
+
+def unassigned(seen: Observed, reason: str, message: str) -> Decision:
+    """Keep a job waiting for its backend."""
+    status = _with_condition(seen, "BackendSelected", "False", reason, message)
+    status = attrs.evolve(status, message=message, observed_generation=seen.generation)
+    notes = _if_new(seen, "BackendSelected", EventNote("Warning", reason, message))
+    return Decision(status, events=notes, requeue_after=RECHECK)
 
 
 def blocked(seen: Observed, reason: str, message: str) -> Decision:
@@ -352,34 +378,110 @@ def _scheduling(seen: Observed, pod: PodView) -> Decision | None:
     )
     if metrics is None:
         return None
-    selected = f"Selected {seen.backend} as requested by spec.backend"
     status = _with_condition(
         seen, "Validated", "True", "CircuitValid", "Circuit validation successful"
     )
-    status = _put(seen, status, "BackendSelected", "True", "RequestedBackend", selected)
-    status = attrs.evolve(
-        status,
-        phase="Scheduling",
-        circuit_metrics=metrics,
-        backend=seen.backend,
-        message=f"Waiting for {seen.backend} to execute",
-    )
+    status = attrs.evolve(status, phase="Scheduling", circuit_metrics=metrics)
     valid = (
         f"Circuit validation successful: {metrics.qubits} qubits, depth {metrics.depth}, "
         f"{metrics.gates} operations"
     )
-    notes = (
-        EventNote("Normal", "CircuitValid", valid),
-        EventNote("Normal", "BackendSelected", selected),
+    notes = [EventNote("Normal", "CircuitValid", valid)]
+    if seen.selects:
+        status = attrs.evolve(status, message="Selecting a backend")
+    else:
+        selected = f"Selected {seen.backend} as requested by spec.backend"
+        status = _put(seen, status, "BackendSelected", "True", "RequestedBackend", selected)
+        waiting = f"Waiting for {seen.backend} to execute"
+        status = attrs.evolve(status, backend=seen.backend, message=waiting)
+        notes.append(EventNote("Normal", "BackendSelected", selected))
+    return Decision(status, events=tuple(notes), requeue_after=timedelta(0))
+
+
+def _assigned_or_running(seen: Observed, pod: PodView) -> Decision | None:
+    return _assigning(seen) or _running(seen, pod)
+
+
+def _assigning(seen: Observed) -> Decision | None:
+    """Choose a backend, if one has to be chosen now."""
+    market, progress = seen.market, seen.progress
+    if market is None or progress is None or seen.spec is None:
+        return None
+    if progress.stage == "Validated":
+        match assigning.propose(seen.spec, market, progress):
+            case Assignment() as assignment:
+                return _assign(seen, assignment)
+            case assigning.Waiting(reason, message):
+                return unassigned(seen, reason, message)
+            case assigning.Refusal(reason, message, over):
+                if over:
+                    return _over_budget(seen, reason, message)
+                return _fail(seen, reason, message, stop=_current(seen))
+    # Made before, by a controller that could not show it any more.
+    if market.assignment is not None and not _shows(seen, market.assignment):
+        return attrs.evolve(_assign(seen, market.assignment), actions=())
+    return None
+
+
+def _over_budget(seen: Observed, reason: Reason, message: str) -> Decision:
+    if seen.spec is not None and seen.market is not None:
+        instead = assigning.fall_back(seen.spec, seen.market, message)
+        if instead is not None:
+            return _assign(seen, instead)
+    return _fail(seen, reason, message, stop=_current(seen))
+
+
+def _assign(seen: Observed, assignment: Assignment) -> Decision:
+    status = _with_condition(seen, "BackendSelected", "True", assignment.reason, assignment.message)
+    notes = [EventNote("Normal", "BackendSelected", assignment.message)]
+    if assignment.exceeded:
+        status = _put(
+            seen, status, "BudgetExceeded", "True", "FallbackToSimulator", assignment.exceeded
+        )
+        notes.insert(0, EventNote("Warning", "BudgetExceeded", assignment.exceeded))
+    notes += _near_budget(seen, assignment)
+    status = attrs.evolve(
+        status,
+        backend=assignment.name,
+        cost=assigning.shown(assignment.costs),
+        costs=assignment.costs,
+        message=f"Waiting for {assignment.name} to execute",
     )
-    return Decision(status, events=notes, requeue_after=timedelta(0))
+    return Decision(status, (Assign(assignment),), tuple(notes), requeue_after=timedelta(0))
+
+
+def _shows(seen: Observed, assignment: Assignment) -> bool:
+    shown = find(seen.status.conditions, "BackendSelected")
+    same = seen.status.backend == assignment.name and seen.status.costs is not None
+    return same and shown is not None and shown.message == assignment.message[:MAX_MESSAGE]
+
+
+def _near_budget(seen: Observed, assignment: Assignment) -> list[EventNote]:
+    """That the estimate is above ``budget.alertThreshold``."""
+    budget = seen.spec.budget if seen.spec else None
+    if budget is None or not budget.max_cost or budget.alert_threshold is None:
+        return []
+    most, cost = parse_money(budget.max_cost), assigning.amount_of(assignment.costs)
+    if cost == 0 or cost < most * Decimal(str(budget.alert_threshold)):
+        return []
+    text = (
+        f"Estimated cost {format_money(cost)} is above {budget.alert_threshold:.0%} of the budget "
+        f"{format_money(most)}"
+    )
+    return [EventNote("Warning", "BudgetThreshold", text)]
+
+
+def _current(seen: Observed) -> Run | None:
+    return seen.runs.get(seen.status.attempts[-1].number) if seen.status.attempts else None
 
 
 def _running(seen: Observed, pod: PodView) -> Decision | None:
     executing = seen.progress is not None and seen.progress.stage in ("Executing", "Executed")
     if not executing and not (pod.report and pod.report.started):
         return None
-    backend = (seen.progress.backend if seen.progress else None) or seen.backend
+    backend = (seen.progress.backend if seen.progress else None) or (
+        seen.status.backend if seen.selects else seen.backend
+    )
     status = attrs.evolve(
         seen.status,
         phase="Running",
@@ -408,7 +510,7 @@ def _storing(seen: Observed, pod: PodView) -> Decision | None:
     if status.results is not None:
         return Decision(status, requeue_after=timedelta(0))
     status = _put(seen, status, "ResultsStored", "Unknown", "Storing", message)
-    status = attrs.evolve(status, results=_results(seen, report), cost=seen.cost)
+    status = attrs.evolve(status, results=_results(seen, report), **_cost(seen, report))
     note = EventNote("Normal", "Executed", message)
     return Decision(status, events=(note,), requeue_after=timedelta(0))
 
@@ -437,7 +539,7 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
         message=message,
         completion_time=format_time(seen.now),
         backend=report.backend or status.backend,
-        cost=seen.cost,
+        **_cost(seen, report),
         results=_results(seen, report),
         results_location=location,
         circuit_metrics=report.circuit_metrics or status.circuit_metrics,
@@ -450,7 +552,7 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
 _ADVANCES: dict[str, Callable[[Observed, PodView], Decision | None]] = {
     "Pending": _validating,
     "Validating": _scheduling,
-    "Scheduling": _running,
+    "Scheduling": _assigned_or_running,
     "Running": _completed_or_storing,
 }
 
@@ -837,9 +939,13 @@ def _fail(
     report = stop.pod.report if stop and stop.pod else None
     if report is None or report.shots is None:
         report = ran.report if ran else None
+    if status.results is None and (report is None or report.shots is None):
+        status = attrs.evolve(status, **_cost(seen, None))
     status = _with_results(seen, status, report)
     if status.results is not None or reason in _ABOUT_OUTPUT:
         status = _put(seen, status, "ResultsStored", "False", str(reason), message)
+    if reason is Reason.BUDGET_EXCEEDED:
+        status = _put(seen, status, "BudgetExceeded", "True", "CostExceedsBudget", message)
     status = attrs.evolve(
         status,
         phase="Failed",
@@ -954,7 +1060,11 @@ def _cancel(seen: Observed) -> Decision:
     status = _put(seen, status, "Complete", "False", "Cancelled", message)
     status = _settled(seen, status, "Cancelled", message)
     status = attrs.evolve(
-        status, phase="Cancelled", message=message, completion_time=format_time(seen.now)
+        status,
+        phase="Cancelled",
+        message=message,
+        completion_time=format_time(seen.now),
+        **_cost(seen, None),
     )
     if status.attempts and status.attempts[-1].completion_time is None:
         *before, last = _close(seen, ended=seen.now, message=message)
@@ -1056,7 +1166,19 @@ def _with_results(
     """`status` with what came of the circuit, whether it is stored or not."""
     if report is None or report.shots is None or status.results is not None:
         return status
-    return attrs.evolve(status, results=_results(seen, report), cost=seen.cost)
+    return attrs.evolve(status, results=_results(seen, report), **_cost(seen, report))
+
+
+def _cost(seen: Observed, report: Report | None) -> dict[str, Any]:
+    """``cost`` and ``costs`` of a job that has run, or has ended without."""
+    costs = seen.status.costs
+    if costs is None:
+        return {"cost": seen.cost if report is not None else seen.status.cost}
+    if report is None and costs.charged is not None:
+        return {}
+    begun = seen.status.phase == "Running"
+    costs = assigning.closed(costs, report, begun=begun)
+    return {"cost": assigning.shown(costs), "costs": costs}
 
 
 def _made(job_name: str) -> str:

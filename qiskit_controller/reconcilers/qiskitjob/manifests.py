@@ -294,8 +294,7 @@ def cancelling_job(
         if "secret" in volume:
             # Without it the pod says so; waiting for it would say nothing.
             volume["secret"]["optional"] = True
-    secret_ref = plan.spec.credentials and plan.spec.credentials.secret_ref
-    if secret_ref and plan.spec.backend.type != "aws_braket":
+    if _secret_of(plan) and plan.spec.backend.type != "aws_braket":
         # What it is at a cloud provider does not matter, so no account has to be there. At
         # Amazon's it may, as a Secret need not have keys.
         del pod["serviceAccountName"]
@@ -407,6 +406,12 @@ def _storing_pod_spec(plan: Plan, attempt: int, settings: Settings, kept_by: int
     return pod
 
 
+def _secret_of(plan: Plan) -> str | None:
+    """The Secret with the backend's credentials: the job's own, or that of a QiskitBackend."""
+    credentials = plan.spec.credentials
+    return credentials.secret_ref.name if credentials and credentials.secret_ref else plan.secret
+
+
 def _add_telemetry(
     pod: Manifest, plan: Plan, attempt: int, settings: Settings, trace: JobTrace | None
 ) -> None:
@@ -438,9 +443,9 @@ def _add_telemetry(
 def _add_output(pod: Manifest, plan: Plan) -> None:
     """What storing takes, and a backend's credentials, in the executor and nowhere else."""
     (executor,) = pod["containers"]
-    credentials = plan.spec.credentials
-    if credentials and credentials.secret_ref:
-        secret = {"secretName": credentials.secret_ref.name, "defaultMode": 0o400}
+    own = _secret_of(plan)
+    if own:
+        secret = {"secretName": own, "defaultMode": 0o400}
         pod["volumes"].append({"name": "credentials", "secret": secret})
         executor["volumeMounts"].append(
             {"name": "credentials", "mountPath": str(CREDENTIALS_DIR), "readOnly": True}

@@ -28,6 +28,7 @@ from qiskit_controller.api.run import (
     result_key,
     submission_key,
 )
+from qiskit_controller.reconcilers.qiskitjob.assigning import Market
 from qiskit_controller.telemetry.trace import JobTrace
 
 log = structlog.get_logger(__name__)
@@ -183,6 +184,8 @@ class Observed:
         submission: the newest in the record.
         canceller: the Job that cancels at the provider, as long as it exists.
         cancel_pods: its pods that still exist.
+        selects: whether the executor waits to be told its backend.
+        market: what there is to choose from, while it waits.
         warnings: what in the spec has no effect.
         trace: the job's; nothing is decided by it.
     """
@@ -208,6 +211,8 @@ class Observed:
     submission: Submission | None = None
     canceller: Canceller | None = None
     cancel_pods: int = 0
+    selects: bool = False
+    market: Market | None = None
     warnings: Sequence[str] = ()
     trace: JobTrace | None = None
 

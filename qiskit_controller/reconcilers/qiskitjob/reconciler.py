@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -18,10 +19,11 @@ import structlog
 from qiskit_controller.api import names, qiskitjob, sources
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
 from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus
-from qiskit_controller.api.quantities import format_money, format_time
+from qiskit_controller.api.quantities import format_money, format_time, parse_time
 from qiskit_controller.api.run import (
     PLAN_FILE,
     RESERVED_FILES,
+    Assignment,
     JobIdentity,
     Plan,
     PlannedSource,
@@ -56,10 +58,13 @@ from qiskit_controller.kube.resources import (
     SERVICE_ACCOUNTS,
     Resource,
 )
+from qiskit_controller.reconcilers.qiskitbudget.ledger import BrokenBudget
+from qiskit_controller.reconcilers.qiskitbudget.reconciler import charge_of
 from qiskit_controller.reconcilers.qiskitjob import decision as decisions
 from qiskit_controller.reconcilers.qiskitjob import manifests, provider
 from qiskit_controller.reconcilers.qiskitjob.decision import Decision, EventNote, decide
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
+from qiskit_controller.reconcilers.qiskitjob.market import Chosen, Selecting
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Canceller,
     Observed,
@@ -74,6 +79,7 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
     view_run,
 )
 from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, noted
+from qiskit_controller.scheduling.budgets import OverBudget
 from qiskit_controller.telemetry.trace import ANNOTATION, JobTrace, trace_of
 
 log = structlog.get_logger(__name__)
@@ -179,6 +185,7 @@ class QiskitJobReconciler:
         clock: the time now, with a time zone.
         on_written: told of each status that was written: the job, the old one, the new one.
         tracer: tells where a job's time went; None without a collector.
+        selecting: chooses backends and keeps to budgets; without it, every job runs as it says.
     """
 
     client: Client
@@ -190,6 +197,7 @@ class QiskitJobReconciler:
         None
     )
     tracer: JobTracer | None = None
+    selecting: Selecting | None = None
 
     async def reconcile(self, key: str) -> Result:
         """One step for the QiskitJob with that key; see :class:`Controller`."""
@@ -221,6 +229,12 @@ class QiskitJobReconciler:
                 await self._perform(action, job, seen)
         except _CannotCancel as cannot:
             decision = decisions.not_cancelled(seen, str(cannot))
+        except OverBudget as refused:
+            decision = decisions.over_budget(seen, str(refused))
+            for action in decision.actions:
+                await self._perform(action, job, seen)
+        except BrokenBudget as error:
+            decision = decisions.unassigned(seen, "BudgetInvalid", str(error))
         except ApiError as error:
             if not _is_a_ruling(error):
                 raise
@@ -249,11 +263,13 @@ class QiskitJobReconciler:
         progress: Progress | None = None
         submission: Submission | None = None
         changed: list[str] = []
+        selects, market = False, None
         active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
         if active:
             pinned = await self._pinned(namespace, name, uid)
             if pinned is not None:
                 plan, source = pinned
+                selects = plan.select
                 changed = _changes(plan.spec, job["spec"])
                 # What was started counts, whatever the object says now; but it may be
                 # cancelled, and be given a time to live.
@@ -279,6 +295,8 @@ class QiskitJobReconciler:
             # Of one that is deleted, all that counts is what it may have at a provider.
             submission = newest_submission(await self._record_of(namespace, name))
         canceller, cancel_pods = self._canceller(uid)
+        if selects and pinned is not None and progress is not None and self.selecting:
+            market = await self.selecting.market(pinned[0])
         if active:
             runs = await self._explain_missing_pods(namespace, runs)
             runs = await self._explain_idle_pods(namespace, runs)
@@ -304,6 +322,8 @@ class QiskitJobReconciler:
             submission=submission,
             canceller=canceller,
             cancel_pods=cancel_pods,
+            selects=selects,
+            market=market,
             warnings=judged.warnings,
             trace=self._trace(job),
         )
@@ -507,6 +527,7 @@ class QiskitJobReconciler:
                 if not seen.finalized:
                     await self._set_finalizers(job, add=True)
             case decisions.RemoveFinalizer():
+                await self._release(seen)
                 await self._set_finalizers(job, add=False)
                 if self.tracer:
                     self.tracer.gone(job, seen.status, seen.runs)
@@ -518,6 +539,8 @@ class QiskitJobReconciler:
             case decisions.StartAttempt(number):
                 await self._check_current(job)
                 await self._restart(seen, number)
+            case decisions.Assign(assignment):
+                await self._assign(job, seen, assignment)
             case decisions.StopRuns(job_names):
                 for each in job_names:
                     await self._delete(JOBS, each, namespace, seen.uid, "Foreground")
@@ -549,9 +572,39 @@ class QiskitJobReconciler:
             raise Conflict(HTTPStatus.CONFLICT, "Conflict", "the cache is behind")
         return now
 
+    async def _assign(self, job: Object, seen: Observed, assignment: Assignment) -> None:
+        pinned = await self._pinned(seen.namespace, seen.name, seen.uid)
+        if pinned is None or seen.market is None or self.selecting is None:
+            raise Conflict(HTTPStatus.CONFLICT, "Conflict", "what was started is gone")
+
+        async def check() -> None:
+            await self._check_current(job)
+
+        await self.selecting.assign(pinned[0], seen.market, assignment, check)
+
+    async def _release(self, seen: Observed) -> None:
+        """Charge the budgets for a job that goes away, before nobody knows of it any more."""
+        if self.selecting is None:
+            return
+        status, ended = seen.status, seen.now
+        if status.phase in qiskitjob.FINISHED:
+            amount: Decimal | None = charge_of(status)
+            ended = parse_time(status.completion_time) if status.completion_time else ended
+        else:
+            number = status.attempts[-1].number if status.attempts else 1
+            record = await self._record_of(seen.namespace, seen.name)
+            progress = kept_progress(record, number) or read_progress(record, number)
+            begun = progress is not None and progress.stage != "Validated"
+            # What it was billed is not known any more: as much as was reserved.
+            amount = None if begun or status.phase == "Running" else Decimal(0)
+        await self.selecting.release(seen.namespace, seen.uid, amount, ended)
+
     def _plan(self, seen: Observed, source: Source | ToFetch) -> Plan:
         if seen.spec is None:
             raise ValueError("nothing is started from a spec that could not be read")
+        chosen = Chosen()
+        if self.selecting is not None:
+            chosen = self.selecting.at_start(seen.namespace, seen.spec)
         return Plan(
             job=JobIdentity(namespace=seen.namespace, name=seen.name, uid=seen.uid),
             spec=seen.spec,
@@ -563,6 +616,9 @@ class QiskitJobReconciler:
             record=names.record_name(seen.name),
             output_location=seen.spec.output.location or names.default_output(seen.name),
             limits=self.settings.bounds,
+            select=chosen.select,
+            probe=chosen.probe,
+            secret=chosen.secret,
         )
 
     async def _prepare(self, plan: Plan, source: Source | ToFetch | None) -> None:
@@ -650,6 +706,10 @@ class QiskitJobReconciler:
         if pinned is None and seen.spec is None:
             raise _CannotCancel("what it was started with was deleted")
         plan = pinned[0] if pinned is not None else self._plan(seen, ToFetch("circuit.py"))
+        if plan.select and seen.status.backend:
+            # Where a provider is asked may depend on the device.
+            backend = attrs.evolve(plan.spec.backend, name=seen.status.backend)
+            plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, backend=backend))
         wanted = manifests.cancelling_job(
             plan,
             self.settings,

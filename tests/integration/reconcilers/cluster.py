@@ -141,6 +141,10 @@ class Pod:
         await self.client.patch(CONFIGMAPS, name, self.namespace, body)
 
 
+async def idle(pod: Pod) -> None:
+    """It is never started."""
+
+
 async def succeed(pod: Pod, output: str | None = None) -> None:
     """All goes well."""
     await reach(pod, "Running")
@@ -220,6 +224,7 @@ class Cluster:
 
     Attributes:
         story: what pods do from now on.
+        probe_story: what those do that probe a QiskitBackend.
         made: how many Kubernetes Jobs were created, by QiskitJob and attempt.
     """
 
@@ -227,6 +232,7 @@ class Cluster:
         self.client = client
         self.namespace = namespace
         self.story: Story = succeed
+        self.probe_story: Story = idle
         self.made: Counter[tuple[str, int]] = Counter()
         self._tasks = Tasks()
         self._numbers = itertools.count()
@@ -269,9 +275,10 @@ class Cluster:
         if uid not in self._known:
             self._known.add(uid)
             labels = job["metadata"]["labels"]
-            owner = job["metadata"]["annotations"][names.JOB_ANNOTATION]
-            # 0 is the one that cancels at a provider.
-            self.made[owner, int(labels.get(names.ATTEMPT_LABEL, 0))] += 1
+            owner = job["metadata"]["annotations"].get(names.JOB_ANNOTATION)
+            if owner is not None:
+                # 0 is the one that cancels at a provider.
+                self.made[owner, int(labels.get(names.ATTEMPT_LABEL, 0))] += 1
             if "deletionTimestamp" not in job["metadata"]:
                 self._tasks.start(self._make_pod(job))
         if "deletionTimestamp" in job["metadata"] and uid not in self._ending:
@@ -306,8 +313,9 @@ class Cluster:
 
     async def _live(self, pod: Pod) -> None:
         # A pod may go while it lives, and what it writes to as well.
+        is_probe = names.JOB_ANNOTATION not in pod.job["metadata"]["annotations"]
         with contextlib.suppress(NotFound):
-            await self.story(pod)
+            await (self.probe_story if is_probe else self.story)(pod)
 
     def _pod_changed(self, pod: Object, gone: bool) -> None:
         name = pod["metadata"]["name"]

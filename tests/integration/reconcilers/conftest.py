@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qiskit_controller.api.crd import qiskitjob_crd, without_cel
+from qiskit_controller.api.crd import CRDS as CRDS_MADE
+from qiskit_controller.api.crd import without_cel
 from qiskit_controller.kube.client import (
     PRIORITY_CLASSES,
     AlreadyExists,
@@ -15,6 +16,8 @@ from qiskit_controller.kube.client import (
     Client,
     Resource,
 )
+from qiskit_controller.reconcilers.qiskitbackend.reconciler import QISKITBACKENDS
+from qiskit_controller.reconcilers.qiskitbudget.ledger import QISKITBUDGETS
 from qiskit_controller.reconcilers.qiskitjob import decision
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
 
@@ -37,21 +40,23 @@ async def _ensure(client: Client, resource: Resource, obj: dict[str, object]) ->
 
 @pytest.fixture
 async def installed(client: Client) -> Client:
-    """The CRD as servers before 1.25 get it, and the priority classes."""
-    crd = qiskitjob_crd()
-    for operation in without_cel(crd):
-        *parents, last = operation["path"].removeprefix("/").split("/")
-        node: object = crd
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]  # type: ignore[index]
-        del node[last]  # type: ignore[attr-defined]
-    await _ensure(client, CRDS, crd)
+    """The CRDs as servers before 1.25 get them, and the priority classes."""
+    for make in CRDS_MADE:
+        crd = make()
+        for operation in without_cel(crd):
+            *parents, last = operation["path"].removeprefix("/").split("/")
+            node: object = crd
+            for part in parents:
+                node = node[int(part)] if isinstance(node, list) else node[part]  # type: ignore[index]
+            del node[last]  # type: ignore[attr-defined]
+        await _ensure(client, CRDS, crd)
     manifest = ROOT / "manifests" / "manager" / "priority_classes.yaml"
     for each in yaml.safe_load_all(manifest.read_text()):
         await _ensure(client, PRIORITY_CLASSES, each)
     for _ in range(200):  # A few tries is what it takes.
         try:
-            await client.list(QISKITJOBS, limit=1)
+            for each in (QISKITJOBS, QISKITBACKENDS, QISKITBUDGETS):
+                await client.list(each, limit=1)
             break
         except ApiError:
             continue

@@ -14,7 +14,7 @@ from qiskit import QuantumCircuit
 
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.run import Plan, Reason, Submission, submission_key
-from qiskit_controller.drivers import RunFailed, RunResult
+from qiskit_controller.drivers import BackendDown, RunFailed, RunResult
 from qiskit_controller.drivers.remote import Device, JobState, RemoteJob, Ticket, Unavailable
 from qiskit_controller.runner.cluster import Cluster
 from qiskit_controller.runner.remote import Pace, Remote, cancel
@@ -413,6 +413,40 @@ def test_a_job_that_was_submitted_is_not_checked_again(
     books.jobs = [Job("job-1", f"{UID}-1", list(STATES))]
     told.write(Submission(ticket=1, attempt=1, id="job-1"))
     assert loop(attempt=2, check=fails).run(bell()).backend == "job-1"
+
+
+def named(loop: Loop, name: str, **more: Any) -> Remote:
+    """A run on that device, which the controller has chosen unless `more` says otherwise."""
+    plan = loop().plan
+    backend = attrs.evolve(plan.spec.backend, name=name)
+    plan = attrs.evolve(plan, spec=attrs.evolve(plan.spec, backend=backend))
+    return loop(plan=plan, **{"another": True, **more})
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("off", "takes no jobs"), ("gone", "is not there any more")]
+)
+def test_a_chosen_device_that_went_down_is_given_back(
+    loop: Loop, books: Books, told: Told, name: str, why: str
+) -> None:
+    with pytest.raises(BackendDown) as down:
+        named(loop, name).run(bell())
+    assert down.value.message == why
+    assert books.jobs == []
+    assert told.submission() is None
+    assert named(loop, "idle").run(bell()).backend == "job-1"
+
+
+def test_a_device_that_something_may_be_submitted_to_is_kept(
+    loop: Loop, books: Books, told: Told
+) -> None:
+    told.write(Submission(ticket=1, attempt=1))
+    assert named(loop, "off").run(bell()).backend == "job-1"
+    assert len(books.jobs) == 1
+
+
+def test_the_device_that_the_job_names_is_waited_for(loop: Loop, books: Books) -> None:
+    assert named(loop, "off", another=False).run(bell()).backend == "job-1"
 
 
 def test_the_shortest_queue_that_fits_is_taken(loop: Loop, books: Books) -> None:
