@@ -43,7 +43,7 @@ from qiskit_controller.runner.remote import Pace
 from qiskit_controller.runner.stores.credentials import Credentials
 from tests.standins.ibm.client import Ibm, running
 
-from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, bell, no_timer, qpy_of
+from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, bell, no_timer
 
 FAST = Pace(
     before=6.0,
@@ -608,7 +608,7 @@ def test_usage_is_in_seconds_of_the_device(make: Make, ibm: Ibm) -> None:
     assert result.queued <= result.started
     # As it was submitted, also by a pod that has prepared another one meanwhile.
     again = provider.result(job.id, bell(), run.plan)
-    assert qpy_of(again.circuit) == qpy_of(result.circuit)
+    assert again.circuit == result.circuit
 
 
 def test_the_circuit_is_prepared_alike_by_every_pod(make: Make) -> None:
