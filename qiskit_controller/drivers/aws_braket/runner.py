@@ -315,10 +315,9 @@ class Braket:
     def _search(self, ticket: Ticket, backend: str, pages: int | None) -> Iterator[RemoteJob]:
         """Oldest first."""
         since = datetime.now(UTC) - _LOOK_BACK
-        filters = [
-            {"name": "deviceArn", "operator": "EQUAL", "values": [backend]},
-            {"name": "createdAt", "operator": "GTE", "values": [since.isoformat()]},
-        ]
+        filters = [{"name": "createdAt", "operator": "GTE", "values": [since.isoformat()]}]
+        if backend:
+            filters.append({"name": "deviceArn", "operator": "EQUAL", "values": [backend]})
         settings = {"PageSize": 100} | ({} if pages is None else {"MaxItems": 100 * pages})
         with self.account.asking("looking for the task"):
             found = [

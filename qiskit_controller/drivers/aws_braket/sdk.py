@@ -21,6 +21,8 @@ from braket.devices import LocalSimulator
 from braket.ir.openqasm import Program
 from braket.task_result import GateModelTaskResult
 from braket.tasks import GateModelQuantumTaskResult
+from qiskit.circuit import ControlledGate
+from qiskit.transpiler import Target
 from qiskit_braket_provider.providers.target import (
     aws_device_to_target,
     local_simulator_to_target,
@@ -86,12 +88,30 @@ def shape_of(device: AwsDevice) -> Shape:
     )
 
 
+# Controlled gates that Braket has itself; all others are written with the modifier ctrl.
+_CONTROLLED = frozenset({"ccx", "cp", "cswap", "cx", "cy", "cz"})
+
+
+def _without_modifiers(found: Target) -> Target:
+    """The target without gates for which a modifier has to be written.
+
+    The density matrix simulator (amazon-braket-default-simulator 1.41) writes beyond its arrays
+    for such as ``ctrl @ cz``: the process dies, or what it computes is wrong.
+    """
+    made = Target(description=found.description, num_qubits=found.num_qubits)
+    for name in found.operation_names:
+        operation = found.operation_from_name(name)
+        if name in _CONTROLLED or not isinstance(operation, ControlledGate):
+            made.add_instruction(operation, name=name)
+    return made
+
+
 def local_shape(simulator: LocalSimulator, name: str) -> Shape:
     """What a simulator of the SDK takes. It knows more of OpenQASM than its properties tell."""
     action = simulator.properties.action[DeviceActionType.OPENQASM]
     return Shape(
         name=name,
-        target=local_simulator_to_target(simulator),
+        target=_without_modifiers(local_simulator_to_target(simulator)),
         operations=frozenset(action.supportedOperations),
         dynamic=True,
     )

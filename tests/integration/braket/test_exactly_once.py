@@ -76,12 +76,13 @@ class Killer:
     def meet(self, api: ApiServer, request: Request) -> tuple[int, Any] | None:
         """Instead of the API server: see ``ApiServer.interfere``."""
         self.seen += 1
-        if self.request is None or self.seen != self.request or not self.process.is_alive():
+        if self.request is None or self.seen != self.request:
             return None
         if self.after:
             # Its effect, without an answer.
             self.request = None
             api.answer(request)
+        # Not is_alive(): only one thread may ask a forkserver's process how it ended.
         self.process.kill()
         return 0, {}
 

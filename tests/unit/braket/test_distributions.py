@@ -10,6 +10,7 @@ from qiskit import QuantumCircuit
 
 from qiskit_controller.api.run import Reason
 from qiskit_controller.drivers import RunFailed, RunResult
+from qiskit_controller.drivers.aws_braket import circuits
 from qiskit_controller.drivers.aws_braket.controller import LOCAL
 from qiskit_controller.drivers.aws_braket.runner import DRIVER
 from qiskit_controller.drivers.local_simulator.runner import DRIVER as AER
@@ -201,6 +202,36 @@ def test_resets_delays_and_matrices() -> None:
     expected = AER.run(circuit, plan, attempt=1, executing=lambda _name: None).counts
     assert agreement(here(circuit).counts, expected) > SURE
     assert numpy.isclose(sum(expected.values()), 50_000)
+
+
+@pytest.mark.parametrize("simulator", LOCAL)
+def test_controlled_gates_of_every_kind(simulator: str) -> None:
+    """Without modifiers, of some of which the density matrix simulator dies."""
+    from qiskit_controller.drivers.aws_braket import sdk
+
+    circuit = QuantumCircuit(4, 4)
+    for qubit in range(4):
+        circuit.ry(0.5 + 0.4 * qubit, qubit)
+    circuit.ch(0, 1)
+    circuit.ccz(0, 1, 2)
+    circuit.crx(0.3, 1, 2)
+    circuit.cry(0.7, 2, 3)
+    circuit.crz(0.9, 0, 3)
+    circuit.csx(3, 0)
+    circuit.cs(1, 3)
+    circuit.cswap(0, 1, 2)
+    circuit.mcx([0, 1, 2], 3)
+    circuit.ccx(3, 2, 0, ctrl_state=1)
+    for qubit in range(4):
+        circuit.rx(0.8, qubit)
+    circuit.measure(range(4), range(4))
+    plan = plan_for(None, "local_simulator", execution={"shots": 50_000})
+    expected = AER.run(circuit, plan, attempt=1, executing=lambda _name: None).counts
+    for level in range(4):
+        result = here(circuit, simulator, optimizationLevel=level)
+        assert agreement(result.counts, expected) > SURE
+        shape = sdk.local_shape(sdk.LocalSimulator(simulator), simulator)
+        assert "ctrl" not in circuits.program(result.circuit, shape)
 
 
 def test_loops_of_unknown_length_are_refused() -> None:
