@@ -274,12 +274,17 @@ def _candidate(priced: _Priced) -> Candidate:
 def _needs(spec: QiskitJobSpec, progress: Progress, refused: Mapping[str, str]) -> Needs:
     asked = spec.backend_selection.requirements if spec.backend_selection else None
     queue = asked.max_queue_time if asked else None
+    # Whether a device that is named takes the circuit, its own driver tells, and what to do.
+    named = spec.backend.name is not None
     return Needs(
         type=spec.backend.type,
         name=spec.backend.name,
-        qubits=max(progress.circuit_metrics.qubits, (asked.min_qubits or 0) if asked else 0),
-        dynamic=progress.dynamic,
-        operations=progress.operations,
+        qubits=max(
+            0 if named else progress.circuit_metrics.qubits,
+            (asked.min_qubits or 0) if asked else 0,
+        ),
+        dynamic=progress.dynamic and not named,
+        operations=() if named else progress.operations,
         max_error=asked.max_error if asked else None,
         max_queue_time=parse_duration(queue) if queue else None,
         refused=refused,
