@@ -45,10 +45,10 @@ class Record:
         return {"metadata": {"resourceVersion": "7"}, "data": self.data}
 
 
-def backend(name: str, *devices: str, status: Object | None = None, **more: Any) -> Object:
+def backend(_name: str, *devices: str, status: Object | None = None, **more: Any) -> Object:
     found = [{"name": each, "operational": True} for each in devices]
     return {
-        "metadata": {"name": name, "namespace": "ns"},
+        "metadata": {"name": _name, "namespace": "ns"},
         "spec": {"type": "ibm_quantum", **more},
         "status": status or {"devices": found, "lastProbe": "2026-01-01T12:00:00Z"},
     }
