@@ -301,7 +301,7 @@ class QiskitJobReconciler:
             # Of one that is deleted, all that counts is what it may have at a provider.
             submission = newest_submission(await self._record_of(namespace, name))
         canceller, cancel_pods = self._canceller(uid)
-        if selects and pinned is not None and progress is not None and self.selecting:
+        if selects and pinned and progress and self.selecting and status.phase == "Scheduling":
             market = await self.selecting.market(pinned[0])
         if active:
             runs = await self._explain_missing_pods(namespace, runs)
