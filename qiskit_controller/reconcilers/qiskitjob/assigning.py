@@ -312,7 +312,8 @@ def _none_fits(
         if market.expected:
             text = f"Waiting to learn which backends there are for {whom}"
             return Waiting("BackendsUnknown", f"{text}: {waiting}" if waiting else text)
-        return Refusal(Reason.NO_BACKEND, f"there is no {whom} that this job may use")
+        what = spec.backend.name or f"backend of type {spec.backend.type}"
+        return Refusal(Reason.NO_BACKEND, f"there is no {what} that this job may use")
     patient = attrs.evolve(needs, max_queue_time=None, refused={})
     idle = [
         attrs.evolve(
