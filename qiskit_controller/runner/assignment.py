@@ -71,7 +71,8 @@ class Assignments:
         """The plan with the backend that the controller has chosen; waits for it.
 
         Raises:
-            RunFailed: the credentials are refused, or the provider does not answer.
+            RunFailed: the credentials are refused, or the provider does not answer; of a device
+                that the job names, only the latter.
             ApiError: the record cannot be read.
         """
         if not self.plan.select:
@@ -125,6 +126,12 @@ class Assignments:
                 waiting=self._wait,
                 sleep=self.sleep,
             )
+        except RunFailed as error:
+            if backend.name is None:
+                raise
+            # Who may run on a device need not be allowed to ask for it.
+            story.say(f"Note       {backend.name} is not described: {error.message}")
+            devices = ()
         except Unavailable as error:
             raise RunFailed(
                 Reason.BACKEND_UNAVAILABLE, f"{error.message}, for {format_duration(PATIENCE)}"

@@ -12,7 +12,7 @@ so over the version that was read. Then none of them can be raced:
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_CEILING, Decimal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -51,12 +51,14 @@ def matches(selector: BudgetSelector | None, budget: BudgetSpec | None) -> bool:
 # --- windows --------------------------------------------------------------------------------
 
 
-def zone_of(spec: QiskitBudgetSpec) -> ZoneInfo:
+def zone_of(spec: QiskitBudgetSpec) -> tzinfo:
     """The budget's time zone.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if spec.time_zone == "UTC":  # also where there is no database of time zones
+        return UTC
     try:
         return ZoneInfo(spec.time_zone)
     # Not only the first: a name with odd characters makes others.

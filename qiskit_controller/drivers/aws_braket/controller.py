@@ -51,12 +51,7 @@ class Braket:
         """A name that is no device's; which devices there are, only the account knows."""
         name = spec.backend.name
         local = " or ".join(LOCAL)
-        if name is None:
-            return [
-                f"spec.backend.name: give the ARN of a device, such as {_EXAMPLE}, or {local}, "
-                "which need no account"
-            ]
-        if name in LOCAL:
+        if name is None or name in LOCAL:
             return []
         arn = parse_arn(name)
         if arn is None:
@@ -69,7 +64,7 @@ class Braket:
         return []
 
     def backend_name(self, spec: QiskitJobSpec) -> str:
-        """The ARN, or the local simulator's name."""
+        """The ARN, or the local simulator's name; nothing while it is to be chosen."""
         return spec.backend.name or ""
 
     def cost(self, spec: QiskitJobSpec) -> Decimal:

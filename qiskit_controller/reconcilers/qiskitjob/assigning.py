@@ -274,12 +274,17 @@ def _candidate(priced: _Priced) -> Candidate:
 def _needs(spec: QiskitJobSpec, progress: Progress, refused: Mapping[str, str]) -> Needs:
     asked = spec.backend_selection.requirements if spec.backend_selection else None
     queue = asked.max_queue_time if asked else None
+    # Whether a device that is named takes the circuit, its own driver tells, and what to do.
+    named = spec.backend.name is not None
     return Needs(
         type=spec.backend.type,
         name=spec.backend.name,
-        qubits=max(progress.circuit_metrics.qubits, (asked.min_qubits or 0) if asked else 0),
-        dynamic=progress.dynamic,
-        operations=progress.operations,
+        qubits=max(
+            0 if named else progress.circuit_metrics.qubits,
+            (asked.min_qubits or 0) if asked else 0,
+        ),
+        dynamic=progress.dynamic and not named,
+        operations=() if named else progress.operations,
         max_error=asked.max_error if asked else None,
         max_queue_time=parse_duration(queue) if queue else None,
         refused=refused,
@@ -307,7 +312,8 @@ def _none_fits(
         if market.expected:
             text = f"Waiting to learn which backends there are for {whom}"
             return Waiting("BackendsUnknown", f"{text}: {waiting}" if waiting else text)
-        return Refusal(Reason.NO_BACKEND, f"there is no {whom} that this job may use")
+        what = spec.backend.name or f"backend of type {spec.backend.type}"
+        return Refusal(Reason.NO_BACKEND, f"there is no {what} that this job may use")
     patient = attrs.evolve(needs, max_queue_time=None, refused={})
     idle = [
         attrs.evolve(

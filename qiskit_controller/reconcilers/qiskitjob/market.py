@@ -102,6 +102,11 @@ class Selecting:
             for each in told or ()
             if each.name not in known
         ]
+        name = plan.spec.backend.name
+        if told is not None and name is not None and all(o.device.name != name for o in offers):
+            # The driver knows best why there is no such device, or why nobody may ask for it.
+            unseen = DeviceStatus(name=name, operational=True)
+            offers.append(Offer(type=plan.spec.backend.type, device=unseen))
         assignment = None
         if data.get(ASSIGNMENT_KEY):
             assignment = from_wire(json.loads(data[ASSIGNMENT_KEY]), Assignment)

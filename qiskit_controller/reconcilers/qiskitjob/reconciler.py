@@ -18,7 +18,13 @@ import structlog
 
 from qiskit_controller.api import names, qiskitjob, sources
 from qiskit_controller.api.codec import DecodeError, from_wire, to_wire
-from qiskit_controller.api.qiskitjob import MUTABLE, QiskitJobSpec, QiskitJobStatus
+from qiskit_controller.api.qiskitjob import (
+    MUTABLE,
+    CredentialsSpec,
+    QiskitJobSpec,
+    QiskitJobStatus,
+    SecretRef,
+)
 from qiskit_controller.api.quantities import format_money, format_time, parse_time
 from qiskit_controller.api.run import (
     PLAN_FILE,
@@ -256,7 +262,7 @@ class QiskitJobReconciler:
         uid, namespace, name = metadata["uid"], metadata["namespace"], metadata["name"]
         deleting = "deletionTimestamp" in metadata
         status = _read_status(job, deleting)
-        judged = _judge(name, job["spec"])
+        judged = _judge(name, job["spec"], lambda given: self._lent(namespace, given))
         spec = judged.spec
         runs = await self._confirmed(namespace, status, uid, self._runs(uid))
         source: Source | ToFetch | SourceMissing | None = None
@@ -273,7 +279,7 @@ class QiskitJobReconciler:
                 changed = _changes(plan.spec, job["spec"])
                 # What was started counts, whatever the object says now; but it may be
                 # cancelled, and be given a time to live.
-                judged = _judge_spec(name, plan.spec)
+                judged = _judge_spec(name, plan.spec, plan.secret)
                 spec = attrs.evolve(
                     plan.spec,
                     cancel=job["spec"].get("cancel") is True,
@@ -295,7 +301,7 @@ class QiskitJobReconciler:
             # Of one that is deleted, all that counts is what it may have at a provider.
             submission = newest_submission(await self._record_of(namespace, name))
         canceller, cancel_pods = self._canceller(uid)
-        if selects and pinned is not None and progress is not None and self.selecting:
+        if selects and pinned and progress and self.selecting and status.phase == "Scheduling":
             market = await self.selecting.market(pinned[0])
         if active:
             runs = await self._explain_missing_pods(namespace, runs)
@@ -598,6 +604,10 @@ class QiskitJobReconciler:
             # What it was billed is not known any more: as much as was reserved.
             amount = None if begun or status.phase == "Running" else Decimal(0)
         await self.selecting.release(seen.namespace, seen.uid, amount, ended)
+
+    def _lent(self, namespace: str, spec: QiskitJobSpec) -> str | None:
+        """The Secret of a QiskitBackend, for a job that names none."""
+        return self.selecting.at_start(namespace, spec).secret if self.selecting else None
 
     def _plan(self, seen: Observed, source: Source | ToFetch) -> Plan:
         if seen.spec is None:
@@ -957,14 +967,20 @@ class _Judgement:
 _driver = functools.cache(controller_driver)
 
 
-def _judge(name: str, wire: Object) -> _Judgement:
+def _judge(name: str, wire: Object, lent: Callable[[QiskitJobSpec], str | None]) -> _Judgement:
     try:
-        return _judge_spec(name, from_wire(wire, QiskitJobSpec, "spec"))
+        spec = from_wire(wire, QiskitJobSpec, "spec")
+        return _judge_spec(name, spec, lent(spec))
     except DecodeError as error:
         return _Judgement(None, [str(error)])
 
 
-def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
+def _judge_spec(name: str, spec: QiskitJobSpec, secret: str | None) -> _Judgement:
+    """What is to be said of a spec.
+
+    Args:
+        secret: of a QiskitBackend, for a job without one of its own.
+    """
     problems = problems_of(spec)
     if spec.output.type == "configmap" and spec.output.location in (
         names.input_name(name),
@@ -978,9 +994,15 @@ def _judge_spec(name: str, spec: QiskitJobSpec) -> _Judgement:
         driver = _driver(spec.backend.type)
     except NoDriver as error:
         return _Judgement(spec, problems, f"spec.backend.type: {error}")
+    lent = spec
+    if secret is not None:
+        given = spec.credentials or CredentialsSpec()
+        lent = attrs.evolve(
+            spec, credentials=attrs.evolve(given, secret_ref=SecretRef(name=secret))
+        )
     return _Judgement(
         spec,
-        [*problems, *driver.problems(spec)],
+        [*problems, *driver.problems(lent)],
         None,
         driver.backend_name(spec),
         format_money(driver.cost(spec)),

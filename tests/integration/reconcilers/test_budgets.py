@@ -142,12 +142,12 @@ async def assigned(pod: Pod) -> Assignment:
                 kubelet.progress(pod.attempt, "Validated"), assignment=found.number
             )
             with contextlib.suppress(Conflict):
-                await _tell(pod, taken, record["metadata"]["resourceVersion"])
+                await tell(pod, taken, record["metadata"]["resourceVersion"])
                 return found
         await asyncio.sleep(0.02)
 
 
-async def _tell(pod: Pod, progress: Progress, version: str | None = None) -> None:
+async def tell(pod: Pod, progress: Progress, version: str | None = None) -> None:
     body: Object = {"data": {progress_key(pod.attempt): json.dumps(to_wire(progress))}}
     if version:
         body["metadata"] = {"resourceVersion": version}
@@ -158,7 +158,7 @@ async def run_where_told(pod: Pod) -> None:
     """All goes well, on the backend that was chosen."""
     chosen = await assigned(pod)
     told = kubelet.progress(pod.attempt, "Executing")
-    await _tell(pod, attrs.evolve(told, backend=chosen.name, assignment=chosen.number))
+    await tell(pod, attrs.evolve(told, backend=chosen.name, assignment=chosen.number))
     await pod.store()
     message = kubelet.success(pod.attempt, now(), backend=chosen.name)
     done = kubelet.terminated(now())
@@ -168,7 +168,7 @@ async def run_where_told(pod: Pod) -> None:
 async def fail_where_told(pod: Pod) -> None:
     """It executes, and then something is wrong for good."""
     chosen = await assigned(pod)
-    await _tell(pod, attrs.evolve(kubelet.progress(pod.attempt, "Executing"), backend=chosen.name))
+    await tell(pod, attrs.evolve(kubelet.progress(pod.attempt, "Executing"), backend=chosen.name))
     await asyncio.sleep(0.3)
     message = kubelet.failure(pod.attempt, Reason.BACKEND_REFUSED)
     done = kubelet.terminated(now())
@@ -376,7 +376,7 @@ async def test_a_month_ends_while_jobs_run(priced: Cluster, watcher: Watcher) ->
     async def story(pod: Pod) -> None:
         if pod.owner.startswith("held"):
             chosen = await assigned(pod)
-            await _tell(
+            await tell(
                 pod, attrs.evolve(kubelet.progress(pod.attempt, "Executing"), backend=chosen.name)
             )
             await hold.wait()

@@ -140,7 +140,6 @@ def test_names_that_may_be_devices(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (None, "give the ARN of a device"),
         ("sv1", "'sv1' is neither the ARN of an Amazon Braket device, such as arn:aws:braket:::"),
         ("aer_simulator", "nor braket_sv or braket_dm"),
         ("arn:aws:s3:::bucket", "neither"),

@@ -210,7 +210,9 @@ def test_waiting_for_what_is_down_and_refusing_what_is_never_there() -> None:
     assert refusal.reason is Reason.NO_BACKEND
     assert "Garnet has 20 qubits of 500" in refusal.message
     none = Market(offers=(), tariff=TARIFF)
-    assert isinstance(propose(remote(), none, VALIDATED), Refusal)
+    assert propose(remote(), none, VALIDATED) == Refusal(
+        Reason.NO_BACKEND, "there is no backend of type ibm_quantum that this job may use"
+    )
     soon = attrs.evolve(none, expected=True)
     away = attrs.evolve(VALIDATED, waiting="no answer; asking again")
     assert propose(remote(), soon, away) == Waiting(

@@ -17,10 +17,14 @@ from qiskit_controller.api.qiskitjob import (
     ResultsStatus,
 )
 from qiskit_controller.telemetry.metrics import (
+    BackendsUp,
+    Budgets,
     JobMetrics,
     JobsByPhase,
     LeaderMetrics,
+    QueueFamilies,
     QueueMetrics,
+    ReconcileFamilies,
     ReconcileMetrics,
     RequestMetrics,
     WatchMetrics,
@@ -137,6 +141,51 @@ def everything(registry: CollectorRegistry) -> None:
     ReconcileMetrics(registry, "qiskitjob").reconciled("success", 0.01)
     RequestMetrics(registry).request("get", "configmaps", 200, 0.01)
     LeaderMetrics(registry, "qiskit-controller").leading(True)
+    registry.register(Budgets(lambda: [BUDGET]))
+    registry.register(BackendsUp(lambda: [BACKEND]))
+
+
+BUDGET = {
+    "metadata": {"namespace": "ns", "name": "team"},
+    "spec": {"limit": "$10.00"},
+    "status": {"spent": "$7.50", "reserved": "$1.00", "forecast": "$9.00"},
+}
+BACKEND = {
+    "metadata": {"namespace": "ns", "name": "ibm"},
+    "spec": {"type": "ibm_quantum"},
+    "status": {
+        "devices": [
+            {"name": "ibm_fez", "operational": True, "pendingJobs": 3},
+            {"name": "ibm_torino", "operational": False},
+        ]
+    },
+}
+
+
+def test_budgets_and_backends_are_read_when_asked(registry: CollectorRegistry) -> None:
+    new = {"metadata": {"namespace": "ns", "name": "new"}, "spec": {"limit": "soon"}}
+    registry.register(Budgets(lambda: [BUDGET, new]))
+    registry.register(BackendsUp(lambda: [BACKEND, new]))
+    team = {"namespace": "ns", "budget": "team"}
+    amounts = {
+        name: registry.get_sample_value(f"qiskit_budget_{name}_dollars", team)
+        for name in ("limit", "spent", "reserved", "forecast")
+    }
+    assert amounts == {"limit": 10.0, "spent": 7.5, "reserved": 1.0, "forecast": 9.0}
+    device = {"namespace": "ns", "backend": "ibm", "device": "ibm_fez"}
+    assert registry.get_sample_value("qiskit_backend_up", device) == 1
+    assert registry.get_sample_value("qiskit_backend_pending_jobs", device) == 3
+    device["device"] = "ibm_torino"
+    assert registry.get_sample_value("qiskit_backend_up", device) == 0
+    assert registry.get_sample_value("qiskit_backend_pending_jobs", device) is None
+
+
+def test_several_queues_share_their_metrics(registry: CollectorRegistry) -> None:
+    queues, reconciles = QueueFamilies(registry), ReconcileFamilies(registry)
+    for name in ("one", "other"):
+        QueueMetrics(registry, name, queues).depth(2)
+        ReconcileMetrics(registry, name, reconciles).reconciled("success", 0.1)
+        assert registry.get_sample_value("workqueue_depth", {"name": name}) == 2
 
 
 def test_what_is_exposed_can_be_parsed(registry: CollectorRegistry) -> None:

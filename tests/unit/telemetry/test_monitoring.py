@@ -67,6 +67,8 @@ REQUESTS = 'rest_client_requests_total{verb="get",resource="jobs",code="%s"}'
 PENDING = 'qiskit_jobs{backend_type="local_simulator",phase="Pending",pod="%s"}'
 BEGUN = 'qiskit_job_phase_transitions_total{backend_type="local_simulator",phase="Validating"}'
 COST = 'qiskit_job_cost_usd_total{backend_type="ibm_quantum"}'
+BUDGET = 'qiskit_budget_%s_dollars{namespace="ns",budget="team"}'
+DEVICE_UP = 'qiskit_backend_up{namespace="ns",backend="ibm",device="%s"}'
 RETRIES = 'qiskit_job_retries_total{backend_type="ibm_quantum",reason="%s"}'
 
 FIRE = {
@@ -120,6 +122,16 @@ FIRE = {
         100,
     ),
     "QiskitJobsCost": Case({COST: "0+2.5x120"}, 90),
+    "QiskitBudgetExhausted": Case(
+        {BUDGET % "limit": "10x60", BUDGET % "spent": "7+0x60", BUDGET % "reserved": "0+1x60"},
+        5,
+        {"namespace": "ns", "budget": "team"},
+    ),
+    "QiskitBackendDown": Case(
+        {DEVICE_UP % "a": "1x10 0x60", DEVICE_UP % "b": "0x70"},
+        50,
+        {"namespace": "ns", "backend": "ibm"},
+    ),
 }
 # A working day: everything happens, nothing too much of it.
 HEALTHY = Case(
@@ -148,6 +160,11 @@ HEALTHY = Case(
         PENDING % "a": "3x120",
         BEGUN: "0+1x120",
         COST: "0+1x120",
+        BUDGET % "limit": "10x120",
+        BUDGET % "spent": "7x120",
+        BUDGET % "reserved": "2x120",
+        DEVICE_UP % "a": "1x120",
+        DEVICE_UP % "b": "0x120",
     },
     110,
 )
