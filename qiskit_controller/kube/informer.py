@@ -201,9 +201,16 @@ class Informer:
         return self._synced.is_set()
 
     async def wait_synced(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Wait until the informer has synced; raises TimeoutError."""
-        async with asyncio.timeout(timeout):
-            await self._synced.wait()
+        """Wait until the informer has synced; raises TimeoutError, which names the collection."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._synced.wait()
+        except TimeoutError:
+            what = f"{self.resource.plural}.{self.resource.group}".rstrip(".")
+            raise TimeoutError(
+                f"{what} could not be listed within {timeout:g} s; the log says why. Of a kind of "
+                "our own, is its CustomResourceDefinition installed?"
+            ) from None
 
     @property
     def seconds_since_contact(self) -> float:

@@ -326,10 +326,10 @@ def running(log: Path, *command: str | Path) -> Iterator[Process]:
 
 @pytest.fixture
 async def crd(client: Client) -> None:
-    """The CRD of this tree; the schema is this server's, so without CEL on one that is old."""
-    made = yaml.safe_load((ROOT / "manifests" / "crd" / "qiskitjobs.yaml").read_text())
-    with contextlib.suppress(ApiError):  # another test has made it
-        await client.create(CRDS, made)
+    """The CRDs of this tree; the schema is this server's, so without CEL on one that is old."""
+    for path in (ROOT / "manifests" / "crd").glob("qiskit*.yaml"):
+        with contextlib.suppress(ApiError):  # another test has made it
+            await client.create(CRDS, yaml.safe_load(path.read_text()))
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(NotFound):
