@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ SEED = 20260930
 SHOTS = 20
 
 _PROCESSES = multiprocessing.get_context("forkserver")
+# How a process has ended is told once, and starting one asks after all others too: one thread at
+# a time, or another than the one that is told takes it for a failure.
+_ONE = threading.Lock()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,17 @@ def standin() -> Iterator[Standin]:
         for arn in (SV1, GARNET):
             made.device(arn, run_seconds=0.1, listed_after=0.3)
         yield made
+
+
+def _ended(process: BaseProcess, seconds: float) -> bool:
+    """Whether it ends in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with _ONE:
+            if not process.is_alive():
+                return True
+        time.sleep(0.02)
+    return False
 
 
 @attrs.define
@@ -82,7 +97,6 @@ class Killer:
             # Its effect, without an answer.
             self.request = None
             api.answer(request)
-        # Not is_alive(): only one thread may ask a forkserver's process how it ended.
         self.process.kill()
         return 0, {}
 
@@ -127,14 +141,14 @@ class Run:
         process = _PROCESSES.Process(
             target=execute_alone, kwargs={"log": self.root / "log", **job.next_pod()}
         )
-        process.start()
+        with _ONE:
+            process.start()
         killer = self.killer(process) if kill else Killer(process, None, None, False)
         api.interfere = lambda request, _before: killer.meet(api, request)
-        process.join(killer.seconds)
-        if process.is_alive() and killer.seconds is not None:
+        if killer.seconds is not None and not _ended(process, killer.seconds):
             process.kill()
-        process.join(120)
-        assert process.exitcode is not None, "the executor hangs"
+        assert _ended(process, 120), "the executor hangs"
+        assert process.exitcode is not None
         if process.exitcode < 0:
             self.how["killed"] += 1
             job.pod.paths.termination_log.write_text("")
