@@ -18,6 +18,7 @@ import attrs
 
 from qiskit_controller.api.run import Plan, Reason
 from qiskit_controller.drivers import RunFailed
+from qiskit_controller.drivers.local_simulator.runner import without_ibms_plugins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,12 +101,13 @@ def prepare(circuit: QuantumCircuit, shape: Shape, plan: Plan) -> QuantumCircuit
     execution = plan.spec.execution
     try:
         ready = _plain_conditions(circuit) if dynamic else circuit
-        prepared = generate_preset_pass_manager(
-            optimization_level=execution.optimization_level,
-            target=target,
-            initial_layout=_layout(circuit, shape, plan),
-            seed_transpiler=seed_of(plan),
-        ).run(ready)
+        with without_ibms_plugins():
+            prepared = generate_preset_pass_manager(
+                optimization_level=execution.optimization_level,
+                target=target,
+                initial_layout=_layout(circuit, shape, plan),
+                seed_transpiler=seed_of(plan),
+            ).run(ready)
     except (MemoryError, KeyboardInterrupt, SystemExit, RunFailed):
         raise
     # Passes raise what they like, and a panic in Qiskit's Rust code is no Exception.

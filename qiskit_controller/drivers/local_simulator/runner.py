@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from qiskit_controller.api.run import Plan, Reason
@@ -139,18 +141,44 @@ def _simulator(name: str, qubits: int) -> Any:
     return AerSimulator(method=method, n_qubits=qubits, **aer_options())
 
 
+@contextlib.contextmanager
+def without_ibms_plugins() -> Iterator[None]:
+    """Let Qiskit transpile without importing qiskit_ibm_runtime.
+
+    ``generate_preset_pass_manager`` loads every translation plugin that is installed, by stevedore
+    and whichever is asked for. Those are for IBM's own backends, and to import them takes longer
+    than all the rest of a small job.
+    """
+    from stevedore.extension import ExtensionManager
+
+    group = "qiskit.transpiler.translation"
+    before = ExtensionManager.ENTRY_POINT_CACHE.pop(group, None)
+    ExtensionManager.ENTRY_POINT_CACHE[group] = [
+        each
+        for each in entry_points(group=group)
+        if not each.value.startswith("qiskit_ibm_runtime.")
+    ]
+    try:
+        yield
+    finally:
+        del ExtensionManager.ENTRY_POINT_CACHE[group]
+        if before is not None:
+            ExtensionManager.ENTRY_POINT_CACHE[group] = before
+
+
 def _transpile(circuit: QuantumCircuit, simulator: Any, plan: Plan, seed: int) -> QuantumCircuit:
     from qiskit.transpiler import generate_preset_pass_manager
 
     execution = plan.spec.execution
     layout = execution.initial_layout
     try:
-        return generate_preset_pass_manager(
-            optimization_level=execution.optimization_level,
-            backend=simulator,
-            initial_layout=None if layout is None else list(layout),
-            seed_transpiler=seed,
-        ).run(circuit)
+        with without_ibms_plugins():
+            return generate_preset_pass_manager(
+                optimization_level=execution.optimization_level,
+                backend=simulator,
+                initial_layout=None if layout is None else list(layout),
+                seed_transpiler=seed,
+            ).run(circuit)
     except (MemoryError, KeyboardInterrupt, SystemExit):
         raise
     # Passes raise what they like, and the circuit is all that differs from a run that works.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -182,3 +184,22 @@ def test_threads_are_those_of_the_container(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Cgroup, "cpus", lambda _self: 3)
     simulator = runner._simulator("aer_simulator", 2)
     assert simulator.options.max_parallel_threads == 3
+
+
+def test_a_simulation_waits_for_no_vendors_sdk() -> None:
+    code = (
+        "import sys\n"
+        "from qiskit import QuantumCircuit\n"
+        "from qiskit_aer import AerSimulator\n"
+        "from qiskit.transpiler import generate_preset_pass_manager\n"
+        "from qiskit_controller.drivers.local_simulator.runner import without_ibms_plugins\n"
+        "circuit = QuantumCircuit(1)\n"
+        "circuit.t(0)\n"
+        "circuit.measure_all()\n"
+        "with without_ibms_plugins():\n"
+        "    done = generate_preset_pass_manager(3, backend=AerSimulator()).run(circuit)\n"
+        "assert done.count_ops()['measure'] == 1\n"
+        "print(*sorted({each.split('.')[0] for each in sys.modules}))\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert not {"qiskit_ibm_runtime", "braket", "boto3"} & set(loaded.decode().split())
