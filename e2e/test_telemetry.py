@@ -30,7 +30,6 @@ from .conftest import NAME
 from .harness import (
     ROOT,
     SAMPLES,
-    SYSTEM,
     Controller,
     Kubectl,
     Object,
@@ -450,29 +449,29 @@ def dashboard_queries() -> list[str]:
 
 @contextlib.contextmanager
 def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
-    """A Prometheus in the node's network that finds the replicas as a ServiceMonitor does."""
+    """A Prometheus in the node's network that scrapes the replicas as a ServiceMonitor says."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    discovery = {
-        "role": "endpoints",
-        "kubeconfig_file": controller.kubectl.env["KUBECONFIG"],
-        "namespaces": {"names": [SYSTEM]},
-    }
-    # The pods' other port, for probes, is discovered as well.
-    keep = {
-        "source_labels": ["__meta_kubernetes_service_name", "__meta_kubernetes_endpoint_port_name"],
-        "regex": "qiskit-operator-metrics;metrics",
-        "action": "keep",
-    }
-    pod = {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"}
+    # Debian's Prometheus cannot ask Kubernetes for what there is to scrape. So it is told what a
+    # ServiceMonitor would lead to: the ports of that name in the Service's Endpoints.
+    endpoints = controller.kubectl.one("endpoints", "qiskit-operator-metrics")
+    targets = [
+        {
+            "targets": [f"{address['ip']}:{each['port']}"],
+            "labels": {"pod": address["targetRef"]["name"]},
+        }
+        for subset in endpoints["subsets"]
+        for each in subset["ports"]
+        if each["name"] == "metrics"
+        for address in subset["addresses"]
+    ]
     config = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
         "scrape_configs": [
             {
                 "job_name": "qiskit-operator-metrics",
-                "kubernetes_sd_configs": [discovery],
-                "relabel_configs": [keep, pod],
+                "static_configs": targets,
             }
         ],
     }
@@ -503,6 +502,7 @@ def prometheus(controller: Controller, folder: Path) -> Iterator[Any]:
         }
 
     def ready() -> bool:
+        assert process.poll() is None, (folder / "prometheus.log").read_text()
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"{address}/-/ready", timeout=5).status == 200
         return False
