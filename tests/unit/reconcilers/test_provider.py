@@ -238,13 +238,13 @@ def test_what_has_no_effect_is_said_when_the_job_starts() -> None:
 
 def test_the_shell_asks_the_driver_for_warnings() -> None:
     wire = to_wire(spec(backend={"type": "ibm_quantum", "group": "open"}))
-    judged = reconciler._judge("bell", wire)
+    judged = reconciler._judge("bell", wire, lambda _: None)
     assert "spec.backend.group" in judged.warnings[0]
     assert judged.problems == [
         "spec.credentials.secretRef: name a Secret with the key api-key, an IBM Cloud API key; "
         "ibm_simulator runs without one"
     ]
-    assert not reconciler._judge("bell", to_wire(spec())).warnings
+    assert not reconciler._judge("bell", to_wire(spec()), lambda _: None).warnings
 
 
 # --- the Job ----------------------------------------------------------------------------------
