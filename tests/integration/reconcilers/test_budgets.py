@@ -132,6 +132,11 @@ class MoneyReplica(Replica):
 async def assigned(pod: Pod) -> Assignment:
     """The executor's side: tell of the circuit, wait for the backend, take it up."""
     await reach(pod, "Scheduling")
+    return await take_up(pod)
+
+
+async def take_up(pod: Pod) -> Assignment:
+    """The same for an executor that has told of the circuit already."""
     name = names.record_name(pod.owner)
     while True:
         record = await pod.client.get(CONFIGMAPS, name, pod.namespace)
@@ -156,7 +161,11 @@ async def tell(pod: Pod, progress: Progress, version: str | None = None) -> None
 
 async def run_where_told(pod: Pod) -> None:
     """All goes well, on the backend that was chosen."""
-    chosen = await assigned(pod)
+    await run_on(pod, await assigned(pod))
+
+
+async def run_on(pod: Pod, chosen: Assignment) -> None:
+    """All goes well, on that backend."""
     told = kubelet.progress(pod.attempt, "Executing")
     await tell(pod, attrs.evolve(told, backend=chosen.name, assignment=chosen.number))
     await pod.store()

@@ -20,7 +20,7 @@ from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
 
 from ...unit.reconcilers import kubelet  # noqa: TID252 - tests are no package to be imported from
 from .cluster import Cluster, Pod, Watcher, conditions, eventually, phase_of, qiskitjob, reach
-from .test_budgets import MoneyReplica, assigned, run_where_told, tell
+from .test_budgets import MoneyReplica, assigned, run_on, run_where_told, take_up, tell
 from .test_qiskitbackend import account, says, status_of
 
 FEZ = DeviceStatus(name="ibm_fez", operational=True, qubits=156, pending_jobs=3, shot_time=0.0001)
@@ -105,7 +105,7 @@ async def test_a_device_that_the_executor_refuses_leads_to_a_new_choice(
             if second.number > first.number:
                 break
             await asyncio.sleep(0.02)
-        await run_where_told(pod)
+        await run_on(pod, await take_up(pod))
 
     probed.story = story
     async with MoneyReplica(probed.client, probed.namespace):
@@ -124,7 +124,7 @@ async def test_a_device_that_goes_down_before_it_is_taken_up_leads_to_a_new_choi
     async def story(pod: Pod) -> None:
         await reach(pod, "Scheduling")
         await go_on.wait()
-        await run_where_told(pod)
+        await run_on(pod, await take_up(pod))
 
     probed.story = story
     async with MoneyReplica(probed.client, probed.namespace):
