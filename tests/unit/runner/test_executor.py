@@ -416,11 +416,11 @@ def test_a_driver_that_fails(
 
 
 def test_a_backend_type_without_a_driver(pod: Pod, run: Run) -> None:
-    pod.plan(BELL, spec={"backend": {"type": "aws_braket"}})
+    pod.plan(BELL, spec={"backend": {"type": "my_cloud"}})
     pod.leave(bell())
     report = run()
     assert report.reason == Reason.UNSUPPORTED
-    assert "'aws_braket'" in report.message
+    assert "'my_cloud'" in report.message
     assert "local_simulator" in report.message
 
 
