@@ -137,7 +137,7 @@ def test_a_wrong_order_of_bits_would_be_seen(name: str) -> None:
 def test_a_slightly_wrong_circuit_would_be_seen() -> None:
     circuit = SAMPLES["ansatz"]()
     wrong = circuit.copy_empty_like()
-    wrong.ry(0.15, 2)
+    wrong.ry(0.25, 2)
     wrong.compose(circuit, inplace=True)
     assert agreement(here(wrong).counts, on_aer("ansatz").counts) < SURE
 
