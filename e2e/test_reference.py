@@ -88,6 +88,7 @@ def bell(cluster: Cluster) -> Iterator[Bell]:
             *("wait", "--for=condition=Complete", "qiskitjob/bell-state", "--timeout=240s")
         )
         eventually(lambda: watch.find(r"bell-state +Completed"), "the watch shows the end")
+        eventually(lambda: following.find(r"Completed +in"), "the log is followed to its end")
     yield Bell(kubectl, watch.lines, waited, following.stop())
     kubectl("delete", "-f", sample)
 

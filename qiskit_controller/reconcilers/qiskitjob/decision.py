@@ -528,11 +528,12 @@ def _completed(seen: Observed, pod: PodView) -> Decision | None:
         f"{report.shots} shots on {report.backend} in {_seconds(report.execution_time)}; "
         f"results in {location}"
     )
-    status = _with_condition(seen, "Complete", "True", "Completed", message)
-    status = _put(seen, status, "Failed", "False", "Completed", "")
+    status = seen.status
     if report.stored is not None:
         stored = f"{location}, {report.stored.size} bytes, SHA-256 {report.stored.sha256}"
         status = _put(seen, status, "ResultsStored", "True", "Stored", stored)
+    status = _put(seen, status, "Complete", "True", "Completed", message)
+    status = _put(seen, status, "Failed", "False", "Completed", "")
     status = attrs.evolve(
         status,
         phase="Completed",
