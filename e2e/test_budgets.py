@@ -109,7 +109,11 @@ def test_a_budget_for_four_lets_four_of_twelve_through(namespace: Kubectl) -> No
 
 
 @pytest.mark.extended
-def test_a_budget_for_ten_lets_ten_of_a_hundred_through(namespace: Kubectl) -> None:
+@pytest.mark.parametrize("race_number", range(1, 21))
+def test_a_budget_for_ten_lets_ten_of_a_hundred_through(
+    namespace: Kubectl, race_number: int
+) -> None:
+    print(f"race {race_number} of 20")
     race(namespace, jobs=100, fit=10, seconds=1500)
 
 

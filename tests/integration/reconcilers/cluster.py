@@ -587,6 +587,17 @@ async def events_of(client: Client, namespace: str, name: str) -> list[Object]:
     return sorted(items, key=lambda each: int(each["metadata"]["resourceVersion"]))
 
 
+async def events_until(client: Client, namespace: str, name: str, last: str) -> list[Object]:
+    """The same, once `last` is among the reasons: what happened is told after it is written."""
+
+    async def has_come() -> bool:
+        events = await events_of(client, namespace, name)
+        return last in {each["reason"] for each in events}
+
+    await eventually(has_come, f"{name} is told {last}")
+    return await events_of(client, namespace, name)
+
+
 async def left_over(client: Client, namespace: str) -> list[str]:
     """What there still is of any QiskitJob."""
     found: list[str] = []
@@ -615,7 +626,7 @@ async def missing(client: Client, resource: Resource, name: str, namespace: str)
     return False
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+async def eventually(holds: Callable[[], Awaitable[object]], what: str) -> None:
     """For what no watch of the test tells."""
     deadline = time.monotonic() + PATIENCE
     while not await holds():

@@ -53,7 +53,7 @@ from .cluster import (
     Replica,
     Watcher,
     conditions,
-    events_of,
+    events_until,
     eventually,
     now,
     phase_of,
@@ -435,7 +435,7 @@ async def test_the_message_of_the_reference(priced: Cluster, watcher: Watcher) -
     named = {"type": "local_simulator", "name": "aer_simulator_statevector"}
     dear = backend("dear", **named | {"pricing": {"perTask": "$15.00"}})
     await client.create(QISKITBACKENDS, dear, namespace)
-    async with MoneyReplica(client, namespace) as replica:
+    async with MoneyReplica(client, namespace):
         job = qiskitjob("dear", backend=named, budget={"maxCost": "$10.00"})
         await client.create(QISKITJOBS, job, namespace)
         failed = await watcher.finished("dear")
@@ -443,9 +443,7 @@ async def test_the_message_of_the_reference(priced: Cluster, watcher: Watcher) -
         found = conditions(failed)["BudgetExceeded"]
         assert found["status"] == "True"
         assert found["message"] == "Estimated cost $15.00 exceeds budget $10.00"
-        await replica.events.flush(10)
-        told = await events_of(client, namespace, "dear")
-        assert "BudgetExceeded" in {each["reason"] for each in told}
+        await events_until(client, namespace, "dear", "BudgetExceeded")
         books = await settled(priced)
         assert (books["spent"], books["reserved"]) == ("$0.00", "$0.00")
 

@@ -19,7 +19,7 @@ from .cluster import (
     Object,
     Pod,
     Watcher,
-    events_of,
+    events_until,
     eventually,
     missing,
     now,
@@ -98,9 +98,8 @@ async def test_cancelling(cluster: Cluster, watcher: Watcher) -> None:
     done = await watcher.finished("bell")
     assert phase_of(done) == "Cancelled"
     assert done["status"]["provider"]["cancellation"] == "Done"
-    reasons = [
-        each["reason"] for each in await events_of(cluster.client, cluster.namespace, "bell")
-    ]
+    events = await events_until(cluster.client, cluster.namespace, "bell", "CancelledAtProvider")
+    reasons = [each["reason"] for each in events]
     assert reasons.index("CancellingAtProvider") < reasons.index("CancelledAtProvider")
     assert cluster.made["bell", 0] == 1
     await ended(cluster)
@@ -121,7 +120,9 @@ async def test_what_cannot_be_cancelled_is_let_go(cluster: Cluster, watcher: Wat
     await watcher.deleted("bell")
     (told,) = (
         each
-        for each in await events_of(cluster.client, cluster.namespace, "bell")
+        for each in await events_until(
+            cluster.client, cluster.namespace, "bell", "NotCancelledAtProvider"
+        )
         if each["reason"] == "NotCancelledAtProvider"
     )
     assert told["type"] == "Warning"

@@ -77,6 +77,12 @@ async def until(cluster: Cluster, what: str, **fields: Any) -> Object:
     return await status_of(cluster.client, cluster.namespace)
 
 
+async def told(client: Client, namespace: str) -> set[str]:
+    """The reasons of the Events about QiskitBackends."""
+    found = await client.list(EVENTS, namespace, field_selector="involvedObject.kind=QiskitBackend")
+    return {each["reason"] for each in found["items"]}
+
+
 def reason(status: Object, type_: str) -> tuple[str, str]:
     found = {each["type"]: each for each in status["conditions"]}[type_]
     return found["status"], found["reason"]
@@ -88,7 +94,7 @@ async def test_from_the_first_probe_to_a_device_that_goes_down(
     monkeypatch.setattr(decision, "SHORTEST", decision.SHORTEST / 100)
     client, namespace = cluster.client, cluster.namespace
     cluster.probe_story = says(ProbeReport(devices=(FEZ, TORINO)))
-    async with MoneyReplica(client, namespace) as replica:
+    async with MoneyReplica(client, namespace):
         await client.create(QISKITBACKENDS, account(probe={"interval": "1s"}), namespace)
         status = await until(cluster, "the devices are known", ready="1/2")
         assert (status["operational"], status["qubits"], status["pendingJobs"]) == (True, 156, 3)
@@ -102,9 +108,8 @@ async def test_from_the_first_probe_to_a_device_that_goes_down(
         cluster.probe_story = says(ProbeReport(devices=(TORINO,)))
         status = await until(cluster, "it answers again", ready="0/1")
         assert reason(status, "Available") == ("False", "NotOperational")
-        await replica.events.flush(10)
-    told = await client.list(EVENTS, namespace, field_selector="involvedObject.kind=QiskitBackend")
-    assert {each["reason"] for each in told["items"]} == {"NotOperational"}
+        await eventually(lambda: told(client, namespace), "it is told")
+        assert await told(client, namespace) == {"NotOperational"}
 
 
 @pytest.mark.parametrize("at", range(1, 6))

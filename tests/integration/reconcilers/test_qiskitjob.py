@@ -29,7 +29,7 @@ from .cluster import (
     be_evicted,
     conditions,
     counted,
-    events_of,
+    events_until,
     eventually,
     fail,
     in_turn,
@@ -79,9 +79,7 @@ async def vanished(cluster: Cluster, resource: Resource, name: str) -> None:
 
 
 @pytest.mark.parametrize("story", [succeed, succeed_at_once])
-async def test_the_happy_path(
-    cluster: Cluster, watcher: Watcher, replica: Replica, story: Any
-) -> None:
+async def test_the_happy_path(cluster: Cluster, watcher: Watcher, story: Any) -> None:
     cluster.story = story
     await create(cluster, qiskitjob())
     done = await watcher.finished("bell")
@@ -111,8 +109,7 @@ async def test_the_happy_path(
         assert await missing(cluster, resource, "qiskit-job-bell")
     assert await missing(cluster, CONFIGMAPS, "qiskit-job-bell-record")
     assert not await missing(cluster, JOBS, "qiskit-job-bell")
-    await replica.events.flush(10)
-    told = await events_of(cluster.client, cluster.namespace, "bell")
+    told = await events_until(cluster.client, cluster.namespace, "bell", "Completed")
     assert [each["reason"] for each in told] == [
         "Accepted",
         "Started",
@@ -323,7 +320,7 @@ async def test_a_permanent_failure(cluster: Cluster, watcher: Watcher) -> None:
 
 
 @pytest.mark.usefixtures("quick_retries")
-async def test_retries(cluster: Cluster, watcher: Watcher, replica: Replica) -> None:
+async def test_retries(cluster: Cluster, watcher: Watcher) -> None:
     cluster.story = in_turn(fail(Reason.EXECUTOR_FAILED), be_evicted, succeed)
     await create(cluster, qiskitjob(execution={"maxRetries": 1}))
     done = await watcher.phase("bell", "Completed")
@@ -334,8 +331,7 @@ async def test_retries(cluster: Cluster, watcher: Watcher, replica: Replica) -> 
         None,
     ]
     assert [each["counted"] for each in done["status"]["attempts"]] == [True, False, True]
-    assert await replica.events.flush(10)
-    told = counted(await events_of(cluster.client, cluster.namespace, "bell"))
+    told = counted(await events_until(cluster.client, cluster.namespace, "bell", "Completed"))
     assert sum(n for text, n in told.items() if text.startswith("Retrying")) == 2
 
 
