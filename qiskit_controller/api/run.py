@@ -39,6 +39,7 @@ from qiskit_controller.api.qiskitjob import (
     CostStatus,
     ProviderState,
     QiskitJobSpec,
+    SessionMode,
 )
 from qiskit_controller.api.quantities import format_duration
 
@@ -67,6 +68,8 @@ PROVIDER_JOB_ENV = "QUANTUM_PROVIDER_JOB"  # the provider's job of that submissi
 PLAN_ENV = "QUANTUM_PLAN"
 # Environment of a probe: a ProbeRequest.
 PROBE_ENV = "QUANTUM_PROBE"
+# Environment of the pod that opens, looks at or closes a session: a SessionRequest.
+SESSION_ENV = "QUANTUM_SESSION"
 # Environment of the source stage: what an earlier attempt fetched, for this one to fetch again.
 COMMIT_ENV = "QUANTUM_SOURCE_COMMIT"
 SHA256_ENV = "QUANTUM_SOURCE_SHA256"
@@ -140,6 +143,8 @@ class Reason(StrEnum):
     BACKEND_DENIED = "BackendDenied", Retry.NEVER
     PROVIDER_JOB_FAILED = "ProviderJobFailed", Retry.COUNTED  # by the next submission
     PROVIDER_JOB_CANCELLED = "ProviderJobCancelled", Retry.NEVER  # somebody wanted it so
+    SESSION_CLOSED = "SessionClosed", Retry.NEVER  # another may cost money: the user decides
+    SESSION_FAILED = "SessionFailed", Retry.NEVER
     OUT_OF_MEMORY = "OutOfMemory", Retry.NEVER
     TIMEOUT = "Timeout", Retry.NEVER
     EXECUTOR_FAILED = "ExecutorFailed", Retry.COUNTED
@@ -212,6 +217,11 @@ class Plan:
     secret: str | None = field(
         "The Secret of a QiskitBackend, for a job that names none of its own.", default=None
     )
+    session: str | None = field(
+        "The provider's session to run in. It comes with the assignment, so it is never in the "
+        "ConfigMap.",
+        default=None,
+    )
 
 
 # Kubernetes tells both in whole seconds.
@@ -275,6 +285,7 @@ class Assignment:
     message: str = field("The same, for people.", default="")
     costs: CostStatus = field("What it is going to cost.", factory=CostStatus)
     exceeded: str = field("The budget's verdict, for one that falls back.", default="")
+    session: str | None = field("The provider's session to run in.", default=None)
 
 
 # The reason of an assignment to the one backend that the job names.
@@ -326,6 +337,35 @@ class ProbeReport:
     devices: tuple[DeviceStatus, ...] = field("The devices, if they fit.", default=())
     packed: str = field("Else the same list as JSON, compressed with zlib, in base64.", default="")
     left_out: int = field("Devices that did not fit even so.", default=0)
+
+
+SessionAction = Literal["open", "look", "close"]
+
+
+@attrs.frozen
+class SessionRequest:
+    """What is to be done about a session at a provider."""
+
+    action: SessionAction = field("What to do.")
+    backend: BackendSpec = field("Type, and the device where one is named.")
+    mode: SessionMode = field("For open: dedicated or shared.", default="dedicated")
+    max_time: int | None = field("For open: seconds.", default=None)
+    id: str | None = field("For look and close: the provider's name for it.", default=None)
+
+
+@attrs.frozen
+class SessionReport:
+    """The last word on a SessionRequest: a termination message. Without a reason it succeeded."""
+
+    reason: Reason | None = field("Why it did not succeed.", default=None)
+    message: str = field("The same, for people.", default="")
+    id: str | None = field("The provider's name for the session.", default=None)
+    backend: str | None = field("The device it is on.", default=None)
+    accepting: bool = field("Whether it takes jobs.", default=False)
+    closed: bool = field("Whether it is closed: none of its jobs runs any more.", default=False)
+    state: str = field("The provider's own word for its state.", default="")
+    expires_at: str | None = field("When the provider closes it, RFC 3339.", default=None)
+    usage: str | None = field("Seconds that the provider counts for it.", default=None)
 
 
 def progress_key(attempt: int) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
+from qiskit_controller.api.qiskitjob import SessionMode
 from qiskit_controller.api.run import Plan
 from qiskit_controller.drivers import BillingUnit, RunResult
 
@@ -186,6 +187,54 @@ class Provider(Protocol):
 
     def cancel(self, job_id: str) -> None:
         """Cancel; of a job that is over already, nothing."""
+
+
+@attrs.frozen(kw_only=True)
+class Session:
+    """A provider's session as it was last seen.
+
+    Attributes:
+        id: the provider's own name for it.
+        backend: the device it is on.
+        accepting: whether it takes jobs.
+        closed: whether it is over: it takes no jobs, and none of its jobs runs.
+        state: the provider's own word for its state.
+        expires: when the provider closes it, with a time zone, once that is known.
+        usage: seconds that the provider counts for it, where it tells.
+    """
+
+    id: str
+    backend: str
+    accepting: bool
+    closed: bool
+    state: str = ""
+    expires: datetime | None = None
+    usage: Decimal | None = None
+
+
+@runtime_checkable
+class HasSessions(Protocol):
+    """A :class:`Provider` whose jobs can share a session.
+
+    :meth:`Provider.submit` submits into ``plan.session`` where there is one. For a job that is not
+    taken because its session is closed it raises :class:`~qiskit_controller.drivers.RunFailed`
+    with ``SessionClosed``.
+    """
+
+    def open_session(self, backend: str | None, mode: SessionMode, max_time: int | None) -> Session:
+        """Open one.
+
+        Args:
+            backend: the device; None for the least busy one.
+            mode: dedicated, or shared with other users.
+            max_time: seconds; None for the provider's own maximum.
+        """
+
+    def look_at_session(self, session_id: str) -> Session:
+        """The session now."""
+
+    def close_session(self, session_id: str) -> Session:
+        """Take no more jobs, and end when those that were taken have; of a closed one, nothing."""
 
 
 @runtime_checkable

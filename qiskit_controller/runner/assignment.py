@@ -190,7 +190,8 @@ def _assignment(record: Object) -> Assignment | None:
 
 def _with_backend(plan: Plan, assignment: Assignment) -> Plan:
     backend = attrs.evolve(plan.spec.backend, type=assignment.type, name=assignment.name)
-    return attrs.evolve(plan, spec=attrs.evolve(plan.spec, backend=backend))
+    spec = attrs.evolve(plan.spec, backend=backend)
+    return attrs.evolve(plan, spec=spec, session=assignment.session)
 
 
 def is_dynamic(circuit: QuantumCircuit) -> bool:
