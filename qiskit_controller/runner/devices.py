@@ -105,13 +105,15 @@ def patiently(
     Raises:
         Unavailable: it did not answer within that time, or may not be asked again.
     """
-    waited, wait = timedelta(0), FIRST_WAIT
+    begun, waited, wait = time.monotonic(), timedelta(0), FIRST_WAIT
     while True:
         try:
             return ask()
         except Unavailable as error:
             pause = max(error.retry_after or timedelta(0), wait)
-            if waited + pause > patience or not again(error):
+            # A question may take longer than the pauses.
+            passed = max(waited, timedelta(seconds=time.monotonic() - begun))
+            if passed + pause > patience or not again(error):
                 raise
             waiting(f"{clean(error.message, MESSAGE_CHARACTERS)}; asking again")
         sleep(pause.total_seconds())

@@ -231,7 +231,7 @@ def test_the_key_is_not_accepted(
     assert "wrong-and-secret" not in story.out + story.err + report.message
 
 
-@pytest.mark.parametrize("path", ["/identity/token", "/api/v1"])
+@pytest.mark.parametrize("path", ["/identity/token", "/instances/usage"])
 def test_the_service_is_down(session: Account, ibm: Ibm, asked: Since, path: str) -> None:
     ibm.fault("*", path, 503)
     begun = time.monotonic()
