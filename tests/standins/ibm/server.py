@@ -61,8 +61,8 @@ class Settings:
         latency: of every answer, in seconds.
         expired: whether results are no longer kept.
         session_seconds: how long a session may last at most, from its first job on.
-        interactive_seconds: for how long an active session waits for its next job. IBM's wait a
-            minute; a session that a test forgets should not block a device for that long.
+        interactive_seconds: for how long an active session waits for its next job. IBM's wait
+            longer; one that a test forgets should not block a device for so long.
         unused_seconds: after which a session without any job is closed.
     """
 
