@@ -57,7 +57,7 @@ def _report(request: SessionRequest, paths: Paths) -> SessionReport:
     else:
         return SessionReport(
             id=session.id,
-            backend=session.backend,
+            backend=clean(session.backend, 80),
             accepting=session.accepting,
             closed=session.closed,
             state=clean(session.state, 80),

@@ -291,11 +291,12 @@ class IbmProvider:
         session_id = self.account.ask(send)
         if session_id is None:
             raise RunFailed(Reason.BACKEND_REFUSED, f"{name} has no sessions at IBM Quantum")
-        try:
-            return self.look_at_session(session_id)
-        except Unavailable:
-            # It is there; to fail now would be to open another one.
-            return Session(id=session_id, backend=name, accepting=True, closed=False)
+        # It is there, whatever else is said of it now; to fail would be to lose it.
+        with contextlib.suppress(Unavailable, RunFailed):
+            session = self.look_at_session(session_id)
+            if session.state != _UNKNOWN:
+                return session
+        return Session(id=session_id, backend=name, accepting=True, closed=False)
 
     def look_at_session(self, session_id: str) -> Session:
         """As the service tells of it, with the seconds that it counts."""
@@ -339,8 +340,8 @@ class IbmProvider:
             raise RunFailed(
                 Reason.SESSION_CLOSED,
                 f"session {session_id} at IBM Quantum takes no more jobs (its state: "
-                f"{session.state}), so the job was not submitted; apply it again with another "
-                "session, or one with a larger maxTime",
+                f"{session.state}), so the job was not submitted ({refused.message}); apply it "
+                "again with another session, or one with a larger maxTime",
             ) from refused
         if session.backend != backend:
             raise RunFailed(

@@ -15,9 +15,10 @@ from typing import Any
 
 import attrs
 import pytest
+import qiskit_ibm_runtime
 
 from qiskit_controller.api.codec import from_wire, to_wire
-from qiskit_controller.api.qiskitjob import BackendSpec
+from qiskit_controller.api.qiskitjob import BackendSpec, QiskitJobSpec
 from qiskit_controller.api.run import (
     ASSIGNMENT_KEY,
     MAX_REPORT_BYTES,
@@ -31,6 +32,7 @@ from qiskit_controller.api.run import (
 )
 from qiskit_controller.drivers.ibm_quantum import account
 from qiskit_controller.drivers.ibm_quantum import runner as ibm_runner
+from qiskit_controller.drivers.ibm_quantum.controller import DRIVER as CONTROLLER_HALF
 from qiskit_controller.drivers.remote import Provider, Ticket
 from qiskit_controller.runner import cancel_stage, devices, sessions
 from qiskit_controller.runner.pod import Paths
@@ -278,10 +280,11 @@ def test_opening_was_turned_away(session: Account, ibm: Ibm, asked: Since) -> No
     assert set(ibm.sessions) - before == {opened}
 
 
+@pytest.mark.parametrize("status", [403, 404, 503])
 def test_what_was_opened_is_told_though_it_cannot_be_looked_at(
-    session: Account, ibm: Ibm, asked: Since
+    session: Account, ibm: Ibm, asked: Since, status: int
 ) -> None:
-    ibm.fault("GET", "/sessions/", 503)
+    ibm.fault("GET", "/sessions/", status)
     report = session("open")
     assert (report.reason, report.backend, report.accepting) == (None, DEVICE, True)
     assert report.id in ibm.sessions
@@ -323,6 +326,16 @@ def test_the_command(session: Account, ibm: Ibm) -> None:
     assert report.id in ibm.sessions
     assert f"Session    {report.id} on {DEVICE}: open" in done.stdout
     assert ibm.key not in done.stdout + done.stderr
+
+
+def test_the_controller_takes_a_job_with_a_session() -> None:
+    wire = {
+        "backend": {"type": "ibm_quantum"},
+        "circuit": {"source": "inline", "code": "qc"},
+        "credentials": {"secretRef": {"name": "ibm"}},
+        "session": {"name": "vqe"},
+    }
+    assert not CONTROLLER_HALF.problems(from_wire(wire, QiskitJobSpec))
 
 
 def test_a_report_fits() -> None:
@@ -367,6 +380,19 @@ def test_a_closed_session_takes_no_job(session: Account, make: Make, asked: Sinc
     assert not run.ledger
     assert run.submission() is None
     assert asked("POST /api/v1/jobs") == 1
+
+
+def test_a_job_is_refused_and_then_the_service_is_down(
+    session: Account, make: Make, ibm: Ibm
+) -> None:
+    """It was refused; so it is submitted again, to find out why."""
+    opened = session.opened()
+    session("close", opened)
+    run = make(session=opened)
+    ibm.fault("GET", "/sessions/", 503, times=2)
+    report = run()
+    assert report.reason is Reason.SESSION_CLOSED
+    assert not run.ledger
 
 
 def test_a_session_that_ibm_does_not_know(session: Account, make: Make, asked: Since) -> None:
@@ -432,15 +458,20 @@ def test_a_session_ends_while_a_job_waits_in_it(session: Account, make: Make, ib
     assert session.looked(opened).closed
 
 
+@pytest.mark.parametrize("how", ["its time is over", "somebody cancels it at IBM"])
 def test_a_job_whose_session_ends_is_not_submitted_again(
-    session: Account, make: Make, ibm: Ibm
+    session: Account, make: Make, ibm: Ibm, how: str
 ) -> None:
     opened = session.opened()
     run = make(session=opened)
     ibm.set(held=True)
     end = run.begin()
     known = run.in_queue()
-    ibm.expire(opened)
+    if how == "its time is over":
+        ibm.expire(opened)
+    else:
+        service = connect(run).account.service  # type: ignore[attr-defined]  of this driver
+        qiskit_ibm_runtime.Session.from_id(opened, service).cancel()
     report = end()
     assert report.reason is Reason.SESSION_CLOSED
     assert report.reason.retry == "never"
