@@ -71,6 +71,8 @@ class RemoteJob:
         queue_position: jobs before it, where the provider tells; 0 is the next.
         estimated_start: when it may begin, with a time zone, where the provider tells.
         transient: of one that failed, whether another submission may succeed.
+        session_closed: of one that failed, whether it did not run because its session closed
+            while it was in the queue.
     """
 
     id: str
@@ -80,6 +82,7 @@ class RemoteJob:
     queue_position: int | None = None
     estimated_start: datetime | None = None
     transient: bool = False
+    session_closed: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -218,7 +221,7 @@ class HasSessions(Protocol):
 
     :meth:`Provider.submit` submits into ``plan.session`` where there is one. For a job that is not
     taken because its session is closed it raises :class:`~qiskit_controller.drivers.RunFailed`
-    with ``SessionClosed``.
+    with ``SessionClosed``. A session that the provider does not know any more is a closed one.
     """
 
     def open_session(self, backend: str | None, mode: SessionMode, max_time: int | None) -> Session:
@@ -228,6 +231,11 @@ class HasSessions(Protocol):
             backend: the device; None for the least busy one.
             mode: dedicated, or shared with other users.
             max_time: seconds; None for the provider's own maximum.
+
+        Raises:
+            RunFailed: it cannot be had.
+            Unavailable: no answer. Unless ``nothing_done``, there may be a session now that nobody
+                knows the name of.
         """
 
     def look_at_session(self, session_id: str) -> Session:

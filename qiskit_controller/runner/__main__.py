@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="qiskit-runner", description="One stage of the pod of a QiskitJob."
     )
-    parser.add_argument("stage", choices=("source", "circuit", "executor", "cancel", "probe"))
+    stages = ("source", "circuit", "executor", "cancel", "probe", "session")
+    parser.add_argument("stage", choices=stages)
     parser.add_argument(
         "--root",
         type=Path,
@@ -57,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         from qiskit_controller.runner.devices import run_probe
 
         return run_probe(paths)
+    if given.stage == "session":
+        from qiskit_controller.runner.sessions import run_session
+
+        return run_session(paths)
     from qiskit_controller.runner.supervisor import Timer, supervise
 
     attempt = int(os.environ.get(ATTEMPT_ENV, "1"))

@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
@@ -30,6 +31,8 @@ from qiskit_controller.runner import story
 from qiskit_controller.runner.hostile import MESSAGE_CHARACTERS, clean
 from qiskit_controller.runner.plan import plan_of_backend
 from qiskit_controller.runner.pod import Paths
+
+T = TypeVar("T")
 
 FIRST_WAIT = timedelta(seconds=2)
 LONGEST_WAIT = timedelta(minutes=5)
@@ -79,13 +82,38 @@ def ask_patiently(
     Raises:
         Unavailable: it did not answer within that time.
     """
-    waited, wait = timedelta(0), FIRST_WAIT
+    return patiently(
+        lambda: ask(plan, credentials, name), patience=patience, waiting=waiting, sleep=sleep
+    )
+
+
+def patiently(
+    ask: Callable[[], T],
+    *,
+    patience: timedelta,
+    waiting: Callable[[str], None] = story.say,
+    sleep: Callable[[float], None] = time.sleep,
+    again: Callable[[Unavailable], bool] = lambda _: True,
+) -> T:
+    """What `ask` returns, asked again while the provider does not answer.
+
+    Args:
+        patience: after which it is given up.
+        waiting: told, for people, that there was no answer.
+        again: whether it may be asked again.
+
+    Raises:
+        Unavailable: it did not answer within that time, or may not be asked again.
+    """
+    begun, waited, wait = time.monotonic(), timedelta(0), FIRST_WAIT
     while True:
         try:
-            return ask(plan, credentials, name)
+            return ask()
         except Unavailable as error:
             pause = max(error.retry_after or timedelta(0), wait)
-            if waited + pause > patience:
+            # A question may take longer than the pauses.
+            passed = max(waited, timedelta(seconds=time.monotonic() - begun))
+            if passed + pause > patience or not again(error):
                 raise
             waiting(f"{clean(error.message, MESSAGE_CHARACTERS)}; asking again")
         sleep(pause.total_seconds())

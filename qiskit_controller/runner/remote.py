@@ -260,7 +260,7 @@ class Remote:
         with span("wait for provider", quantum_provider_job=clean(job.id, 80)):
             job = self._over(provider, job)
         if job.state is not JobState.DONE:
-            raise _no_result(job)
+            raise _no_result(job, self.plan.session)
         # Of a job of an earlier pod's, what was submitted is worked out again.
         made = prepared if prepared is not None else self._prepared_again(provider, circuit, job)
         with span("fetch result"):
@@ -639,12 +639,20 @@ def _unavailable(error: Unavailable, seconds: float) -> RunFailed:
     )
 
 
-def _no_result(job: RemoteJob) -> RunFailed:
+def _no_result(job: RemoteJob, session: str | None) -> RunFailed:
     what = f"job {job.id} on {job.backend}"
     said = f": {job.detail}" if job.detail else ""
     if job.state is JobState.CANCELLED:
         return RunFailed(
             Reason.PROVIDER_JOB_CANCELLED, f"{what} was cancelled at the provider{said}"
+        )
+    if job.session_closed:
+        # Another submission would need another session, which may cost money.
+        return RunFailed(
+            Reason.SESSION_CLOSED,
+            f"session {session or 'of the job'} closed while {what} waited in its queue, so it "
+            f"did not run{said}; apply the job again with another session, or one with a larger "
+            "maxTime",
         )
     reason = Reason.PROVIDER_JOB_FAILED if job.transient else Reason.BACKEND_REFUSED
     return RunFailed(reason, f"{what} failed{said}")

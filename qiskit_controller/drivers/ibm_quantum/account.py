@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -260,11 +260,16 @@ def _guard(service: Any) -> None:
     It has no option for either, so this reaches for the sessions that it has made; each instance
     of the account has one.
     """
-    clients = {id(each): each for each in service._api_clients.values()}
-    clients[id(service._active_api_client)] = service._active_api_client
-    for client in clients.values():
+    for client in clients_of(service):
         for prefix in ("http://", "https://"):
             client._session.mount(prefix, _Bounded())
+
+
+def clients_of(service: Any) -> Sequence[Any]:
+    """What the service asks with: one for each instance of the account, the current one first."""
+    clients = {id(service._active_api_client): service._active_api_client}
+    clients |= {id(each): each for each in service._api_clients.values()}
+    return list(clients.values())
 
 
 class _Bounded(HTTPAdapter):

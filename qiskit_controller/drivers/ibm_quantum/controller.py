@@ -17,16 +17,13 @@ class IbmQuantum:
     """See :class:`qiskit_controller.drivers.ControllerDriver`."""
 
     def problems(self, spec: QiskitJobSpec) -> Sequence[str]:
-        """Credentials are needed; a session cannot be had yet."""
-        found = []
+        """Credentials are needed."""
         if spec.credentials is None or spec.credentials.secret_ref is None:
-            found.append(
+            return [
                 "spec.credentials.secretRef: name a Secret with the key api-key, an IBM Cloud API "
                 "key; ibm_simulator runs without one"
-            )
-        if spec.session is not None:
-            found.append("spec.session: sessions are not supported yet; leave it out")
-        return found
+            ]
+        return []
 
     def warnings(self, spec: QiskitJobSpec) -> Sequence[str]:
         """What is accepted and has no effect any more, each as ``spec.<field>: <what now>``."""

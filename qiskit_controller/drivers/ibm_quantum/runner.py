@@ -2,16 +2,21 @@
 
 A job carries its ticket as a job tag, and is found by it. IBM's listing has a job a moment after
 it was taken, and a request has a deadline; both together are :attr:`IbmProvider.settling`.
+
+A session is IBM's Session when it is dedicated, and IBM's Batch when it is shared. The client's
+objects of these names are made for one submission and forgotten: they close their session only at
+the end of a ``with`` block, which nobody writes here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from qiskit_controller.api.qiskitjob import SessionMode
 from qiskit_controller.api.quantities import parse_duration
 from qiskit_controller.api.run import Plan, Reason
 from qiskit_controller.drivers import RunFailed, RunResult
@@ -27,6 +33,7 @@ from qiskit_controller.drivers.ibm_quantum.account import (
     READ_SECONDS,
     Account,
     Login,
+    clients_of,
     response_of,
 )
 from qiskit_controller.drivers.ibm_quantum.controller import MAX_EXECUTION_SECONDS
@@ -36,6 +43,7 @@ from qiskit_controller.drivers.remote import (
     Provider,
     RemoteDriver,
     RemoteJob,
+    Session,
     Ticket,
     Unavailable,
 )
@@ -61,6 +69,12 @@ _STATES = {
 # is to try again: errors inside the service and on the device. All others say what is wrong with
 # the job, or that it took too long.
 _TRANSIENT = frozenset({1006, 1008, 1010, 1011, 9999})
+# The reason code of a job that was in the queue when its session closed, with the reason "Session
+# <id> has been closed" (https://github.com/Qiskit/qiskit-ibm-runtime/issues/841).
+_SESSION_CLOSED = 1217
+_CLOSED = "closed"
+# Of a session that IBM has forgotten.
+_UNKNOWN = "unknown"
 _SEEDS = 2**31
 
 
@@ -160,20 +174,31 @@ class IbmProvider:
     def submit(
         self, circuit: QuantumCircuit, backend: str, plan: Plan, ticket: Ticket
     ) -> RemoteJob:
-        """One job of one PUB."""
+        """One job of one PUB, in the session of the plan if it has one."""
         seconds = int(parse_duration(plan.spec.execution.timeout).total_seconds())
 
         def send(service: Any) -> str:
             from qiskit_ibm_runtime import SamplerV2
 
-            sampler = SamplerV2(mode=self._backend(service, backend))
+            mode = self._backend(service, backend)
+            if plan.session is not None:
+                mode = _session_of(mode, plan.session)
+            sampler = SamplerV2(mode=mode)
             sampler.options.environment.job_tags = [str(ticket), TAG]
             sampler.options.max_execution_time = max(1, min(seconds, MAX_EXECUTION_SECONDS))
             job = sampler.run([circuit], shots=plan.spec.execution.shots)
             self.account.kept["job", job.job_id()] = job
             return str(job.job_id())
 
-        return RemoteJob(id=self.account.ask(send), state=JobState.QUEUED, backend=backend)
+        try:
+            job_id = self.account.ask(send)
+        except RunFailed as refused:
+            # Asked afterwards and not before: between the intent and the submission nothing should
+            # take time. What the session is tells more than the words of the refusal.
+            if plan.session is not None:
+                self._check_session(plan.session, backend, refused)
+            raise
+        return RemoteJob(id=job_id, state=JobState.QUEUED, backend=backend)
 
     def look(self, job_id: str) -> RemoteJob:
         """State, place in the queue, and what the device does that it waits for."""
@@ -187,9 +212,14 @@ class IbmProvider:
         seen = RemoteJob(id=job_id, state=state, backend=device.name)
         if state is JobState.FAILED:
             detail = str(job.error_message() or said)
-            code = re.search(r"[Ee]rror code (\d+)", detail)
-            transient = code is not None and int(code[1]) in _TRANSIENT
-            return attrs.evolve(seen, detail=detail, transient=transient)
+            found = re.search(r"[Ee]rror code (\d+)", detail)
+            code = int(found[1]) if found else None
+            return attrs.evolve(
+                seen,
+                detail=detail,
+                transient=code in _TRANSIENT,
+                session_closed=code == _SESSION_CLOSED,
+            )
         if state is not JobState.QUEUED:
             return seen
         metrics, status = job.metrics(), device.status()
@@ -241,6 +271,84 @@ class IbmProvider:
                 self.account.kept.pop(("job", job_id), None)
 
         self.account.ask(end)
+
+    # --- sessions -----------------------------------------------------------------------
+
+    def open_session(self, backend: str | None, mode: SessionMode, max_time: int | None) -> Session:
+        """IBM's Session, or Batch; its time counts from its first job on."""
+        with _harmless():
+            name = backend or self._least_busy()
+            self.described(name)
+
+        def send(service: Any) -> str | None:
+            from qiskit_ibm_runtime import Batch
+            from qiskit_ibm_runtime import Session as Dedicated
+
+            kind = Batch if mode == "shared" else Dedicated
+            opened: str | None = kind(self._backend(service, name), max_time=max_time).session_id
+            return opened
+
+        session_id = self.account.ask(send)
+        if session_id is None:
+            raise RunFailed(Reason.BACKEND_REFUSED, f"{name} has no sessions at IBM Quantum")
+        # It is there, whatever else is said of it now; to fail would be to lose it.
+        with contextlib.suppress(Unavailable, RunFailed):
+            session = self.look_at_session(session_id)
+            if session.state != _UNKNOWN:
+                return session
+        return Session(id=session_id, backend=name, accepting=True, closed=False)
+
+    def look_at_session(self, session_id: str) -> Session:
+        """As the service tells of it, with the seconds that it counts."""
+        return self.account.ask(lambda service: _look_at_session(service, session_id))
+
+    def close_session(self, session_id: str) -> Session:
+        """It accepts no more jobs, and closes when it has none."""
+
+        def close(service: Any) -> None:
+            client, details = _details(service, session_id)
+            if details.get("state") not in (_CLOSED, _UNKNOWN):
+                client.close_session(session_id)
+
+        self.account.ask(close)
+        return self.look_at_session(session_id)
+
+    def _least_busy(self) -> str:
+        devices = self.devices()
+        operational = [each for each in devices if each.operational]
+        if not operational:
+            raise RunFailed(
+                Reason.BACKEND_UNAVAILABLE,
+                "no device of the account takes jobs now; there are: "
+                f"{', '.join(each.name for each in devices) or 'none'}",
+            )
+        return min(operational, key=lambda each: (each.pending_jobs or 0, each.qubits or 0)).name
+
+    def _check_session(self, session_id: str, backend: str, refused: RunFailed) -> None:
+        """Whether a job was refused because of its session; then say so.
+
+        Raises:
+            RunFailed: it was.
+            Unavailable: the service does not tell; that the job was refused remains true.
+        """
+        with _harmless():
+            try:
+                session = self.look_at_session(session_id)
+            except RunFailed:
+                return
+        if not session.accepting:
+            raise RunFailed(
+                Reason.SESSION_CLOSED,
+                f"session {session_id} at IBM Quantum takes no more jobs (its state: "
+                f"{session.state}), so the job was not submitted ({refused.message}); apply it "
+                "again with another session, or one with a larger maxTime",
+            ) from refused
+        if session.backend != backend:
+            raise RunFailed(
+                Reason.INVALID_SPEC,
+                f"spec.backend.name: session {session_id} at IBM Quantum is on {session.backend}, "
+                f"and the job is for {backend}",
+            ) from refused
 
     # --- small things -------------------------------------------------------------------
 
@@ -294,6 +402,69 @@ class IbmProvider:
             if not pending or time.monotonic() > deadline:
                 return metrics
             time.sleep(1.0)
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Whatever is asked in here may be asked again."""
+    try:
+        yield
+    except Unavailable as error:
+        error.nothing_done = True
+        raise
+
+
+def _details(service: Any, session_id: str) -> tuple[Any, Mapping[str, Any]]:
+    """What IBM says of a session, and the client for the instance that has it.
+
+    The client library's own Session.from_id() wants to know beforehand whether it is a session or a
+    batch, and then takes the first instance that has a device of that name.
+    """
+    from qiskit_ibm_runtime.api.exceptions import RequestsApiError
+
+    clients = clients_of(service)
+    for client in clients:
+        try:
+            return client, client.session_details(session_id)
+        except RequestsApiError as error:
+            if error.status_code != 404:
+                raise
+    return clients[0], {"id": session_id, "state": _UNKNOWN}
+
+
+def _session_of(backend: Any, session_id: str) -> Any:
+    """The client library's object for a session, or batch, that is there.
+
+    Its from_id() makes the same of an id, after it has asked for the session, twice, and for its
+    device. The intent to submit has been written by then, and whoever reads that does not wait for
+    so many answers.
+    """
+    from qiskit_ibm_runtime import Session as Dedicated
+
+    made = Dedicated(backend, create_new=False)
+    made._session_id = session_id
+    return made
+
+
+def _look_at_session(service: Any, session_id: str) -> Session:
+    client, details = _details(service, session_id)
+    state = str(details.get("state") or "")
+    closed = state in (_CLOSED, _UNKNOWN)
+    if state == _CLOSED:
+        # At its maximum time it is closed, and what runs goes on, and is counted.
+        pending = client.jobs_get(limit=1, session_id=session_id, pending=True)
+        closed = not pending.get("jobs")
+    activated, seconds = _time(details.get("activated_at")), details.get("max_ttl")
+    used = details.get("elapsed_time")
+    return Session(
+        id=session_id,
+        backend=str(details.get("backend_name") or ""),
+        accepting=bool(details.get("accepting_jobs")) and state not in (_CLOSED, _UNKNOWN),
+        closed=closed,
+        state=state,
+        expires=activated + timedelta(seconds=seconds) if activated and seconds else None,
+        usage=None if used is None else Decimal(str(used)),
+    )
 
 
 def _fetched(job: Any) -> Any:

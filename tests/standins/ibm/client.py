@@ -56,6 +56,15 @@ class Ibm:
         return {each["id"]: each for each in self._control("GET", "")["jobs"]}
 
     @property
+    def sessions(self) -> dict[str, dict[str, Any]]:
+        """The sessions as the service tells of them, by id."""
+        return {each["id"]: each for each in self._control("GET", "")["sessions"]}
+
+    def expire(self, session_id: str) -> None:
+        """Let a session's maximum time have passed."""
+        self._control("POST", f"/sessions/{session_id}")
+
+    @property
     def asked(self) -> list[str]:
         """Every request so far."""
         found: list[str] = self._control("GET", "")["asked"]

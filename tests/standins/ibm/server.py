@@ -3,11 +3,12 @@
 ``python -m tests.standins.ibm.server --bind 127.0.0.1`` prints one line of JSON, where it is, and
 ends with its standard input. Written from the client's side: what it sends and what it reads of
 the answers. Circuits run on Aer, one at a time for each device, in the order of the queue. Every
-submission is in a ledger.
+submission is in a ledger. A dedicated session has its device to itself while it is active.
 
 Tests reach for ``/control``, which no client does: ``PUT /control`` changes settings, ``POST
 /control/faults`` orders what is to go wrong, ``POST /control/jobs/<id>`` does something to a job as
-a person at IBM would, ``GET /control`` tells all.
+a person at IBM would, ``POST /control/sessions/<id>`` lets a session's maximum time pass, ``GET
+/control`` tells all.
 """
 
 from __future__ import annotations
@@ -42,11 +43,9 @@ KEY = "the-key-of-the-account"
 FAKES = Path(qiskit_ibm_runtime.__file__).parent / "fake_provider" / "backends"
 DEVICES = ("brisbane", "sherbrooke", "manila")
 OVER = ("Completed", "Failed", "Cancelled")
+# The reason code of jobs that were in the queue when their session closed.
+SESSION_CLOSED = 1217
 HANG_SECONDS = 300.0
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 @attrs.define
@@ -61,6 +60,10 @@ class Settings:
         listing_lag: seconds after which a job appears in the listing.
         latency: of every answer, in seconds.
         expired: whether results are no longer kept.
+        session_seconds: how long a session may last at most, from its first job on.
+        interactive_seconds: for how long an active session waits for its next job. IBM's wait
+            longer; one that a test forgets should not block a device for so long.
+        unused_seconds: after which a session without any job is closed.
     """
 
     keys: list[str] = attrs.field(factory=lambda: [KEY])
@@ -71,6 +74,9 @@ class Settings:
     listing_lag: float = 0.0
     latency: float = 0.0
     expired: bool = False
+    session_seconds: int = 28_800
+    interactive_seconds: float = 5.0
+    unused_seconds: float = 1800.0
 
 
 @attrs.define
@@ -117,6 +123,76 @@ def stamp(moment: float | None) -> str | None:
     if moment is None:
         return None
     return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+
+
+@attrs.define
+class Session:
+    """As the service keeps it.
+
+    Attributes:
+        mode: dedicated, or batch.
+        activated: when its first job began: its maximum time counts from then.
+        since: of an active one, since when it is active; of others None.
+        used: seconds that it was active in all, until `since`.
+        idle: since when an active one has no job.
+    """
+
+    id: str
+    backend: str
+    mode: str
+    max_ttl: int
+    interactive_ttl: float
+    created: float
+    state: str = "open"
+    reason: str = ""
+    accepting: bool = True
+    activated: float | None = None
+    since: float | None = None
+    used: float = 0.0
+    idle: float | None = None
+    closed: float | None = None
+    last_started: float | None = None
+    last_completed: float | None = None
+    timestamps: list[dict[str, str | None]] = attrs.field(factory=list)
+
+    def become(self, state: str, reason: str = "") -> None:
+        moment = time.time()
+        if self.since is not None and state != "active":
+            self.used += moment - self.since
+            self.since = None
+        if state == "active" and self.since is None:
+            self.since = moment
+            self.activated = self.activated or moment
+        if state == "closed":
+            self.closed, self.accepting, self.reason = moment, False, reason
+        self.state = state
+        self.timestamps.append({"status": state, "timestamp": stamp(moment)})
+
+    @property
+    def until(self) -> float | None:
+        return None if self.activated is None else self.activated + self.max_ttl
+
+    def view(self, on_device: float) -> dict[str, Any]:
+        """As it is told; a batch is billed `on_device`, the seconds that its jobs ran."""
+        active = self.used + (time.time() - self.since if self.since is not None else 0.0)
+        return {
+            "id": self.id,
+            "backend_name": self.backend,
+            "mode": self.mode,
+            "max_ttl": self.max_ttl,
+            "active_ttl": self.max_ttl,
+            "interactive_ttl": self.interactive_ttl,
+            "state": self.state,
+            "state_reason": self.reason,
+            "accepting_jobs": self.accepting,
+            "started_at": stamp(self.created),
+            "activated_at": stamp(self.activated),
+            "closed_at": stamp(self.closed),
+            "last_job_started": stamp(self.last_started),
+            "last_job_completed": stamp(self.last_completed),
+            "timestamps": self.timestamps,
+            "elapsed_time": round(active if self.mode == "dedicated" else on_device, 3),
+        }
 
 
 @attrs.define
@@ -171,7 +247,7 @@ class Service:
         self.settings = Settings()
         self.devices = {each.name: each for each in map(Device.fake, DEVICES)}
         self.jobs: dict[str, Job] = {}
-        self.sessions: dict[str, dict[str, Any]] = {}
+        self.sessions: dict[str, Session] = {}
         self.tokens: dict[str, float] = {}
         self.faults: list[Fault] = []
         self.ledger: list[dict[str, Any]] = []
@@ -276,15 +352,22 @@ class Service:
         while True:
             time.sleep(0.01)
             with self.lock:
+                holder = self._keep_sessions(name)
                 ready = [
                     each
                     for each in self.queue(name)
                     if time.time() - each.created >= self.settings.queue_seconds
+                    and (holder is None or each.session == holder)
                 ]
                 if not ready or self.settings.held or device.status != "active":
                     continue
                 job = ready[0]
                 job.status, job.running = "Running", time.time()
+                if job.session is not None:
+                    session = self.sessions[job.session]
+                    session.last_started, session.idle = job.running, None
+                    if session.state in ("open", "inactive"):
+                        session.become("active")
             self._run(job)
 
     def _run(self, job: Job) -> None:
@@ -312,8 +395,15 @@ class Service:
             return error(503, f"{device.name} is offline", 1004)
         session = payload.get("session_id")
         with self.lock:
-            if session is not None and not self._takes_jobs(session):
-                return error(400, f"Session {session} is closed", 1217)
+            self._keep_sessions(device.name)
+            if session is not None:
+                known = self.sessions.get(session)
+                if known is None:
+                    return error(404, f"Session {session} not found", 1218)
+                if not known.accepting:
+                    return error(400, f"Session {session} has been closed", SESSION_CLOSED)
+                if known.backend != device.name:
+                    return error(400, f"Session {session} is on {known.backend}", 1219)
             job = Job(
                 id=f"d{len(self.jobs):05d}{uuid.uuid4().hex[:14]}",
                 backend=device.name,
@@ -404,48 +494,90 @@ class Service:
 
     # -- sessions -------------------------------------------------------------------
 
-    def _takes_jobs(self, session_id: str) -> bool:
-        session = self.sessions.get(session_id)
-        if session is None or not session["accepting_jobs"]:
-            return False
-        return time.time() < session["_until"]
+    def _keep_sessions(self, device: str) -> str | None:
+        """What time has done to the sessions on a device; the one that has it for itself."""
+        holder = None
+        moment = time.time()
+        for session in self.sessions.values():
+            if session.backend != device or session.state == "closed":
+                continue
+            mine = [each for each in self.jobs.values() if each.session == session.id]
+            pending = [each for each in mine if each.status not in OVER]
+            ended = [each.finished for each in mine if each.running and each.finished]
+            session.last_completed = max(ended, default=None)
+            if session.until is not None and moment > session.until:
+                self._close(session, "the maximum time has passed")
+            elif not session.accepting and not pending:
+                self._close(session, "it takes no more jobs, and has none")
+            elif not mine and moment - session.created > self.settings.unused_seconds:
+                self._close(session, "it had no job")
+            elif session.state == "active" and not pending:
+                session.idle = session.idle or moment
+                if moment - session.idle > session.interactive_ttl:
+                    session.become("inactive")
+            if session.state == "active" and session.mode == "dedicated":
+                holder = session.id
+        return holder
+
+    def _close(self, session: Session, reason: str) -> None:
+        """At once: what is in the queue fails, and what runs goes on."""
+        session.become("closed", reason)
+        for job in self.jobs.values():
+            if job.session == session.id and job.status == "Queued":
+                job.status, job.finished = "Failed", time.time()
+                job.reason = f"Session {session.id} has been closed"
+                job.reason_code = SESSION_CLOSED
+
+    def open_session(self, body: bytes) -> Answer:
+        asked = json.loads(body)
+        device = self.devices.get(asked.get("backend") or "")
+        if device is None:
+            return error(404, "Backend not found", 1216)
+        if asked.get("mode") not in ("dedicated", "batch"):
+            return error(400, "mode: must be dedicated or batch", 1213)
+        seconds = asked.get("max_ttl", self.settings.session_seconds)
+        if not isinstance(seconds, int) or seconds < 1:
+            return error(400, "max_ttl: must be a positive integer", 1213)
+        made = Session(
+            id=f"s{uuid.uuid4().hex[:18]}",
+            backend=device.name,
+            mode=asked["mode"],
+            max_ttl=min(seconds, self.settings.session_seconds),
+            interactive_ttl=self.settings.interactive_seconds,
+            created=time.time(),
+        )
+        with self.lock:
+            made.become("open")
+            self.sessions[made.id] = made
+            return 200, {}, made.view(0.0)
 
     def session(self, method: str, session_id: str, what: str, body: bytes) -> Answer:
         with self.lock:
-            if not session_id:
-                asked = json.loads(body)
-                made = {
-                    "id": f"s{uuid.uuid4().hex[:18]}",
-                    "backend_name": asked.get("backend"),
-                    "mode": asked.get("mode"),
-                    "max_ttl": asked.get("max_ttl") or 28_800,
-                    "state": "open",
-                    "accepting_jobs": True,
-                    "started_at": now(),
-                    "_until": time.time() + (asked.get("max_ttl") or 28_800),
-                }
-                self.sessions[made["id"]] = made
-                return 200, {}, made
             session = self.sessions.get(session_id)
             if session is None:
                 return error(404, f"Session {session_id} not found", 1218)
-            if time.time() > session["_until"]:
-                session |= {"state": "closed", "accepting_jobs": False}
-            if method == "PATCH":
-                session |= {"accepting_jobs": False, "state": "closed", "closed_at": now()}
+            self._keep_sessions(session.backend)
+            if method == "GET" and not what:
+                return 200, {}, self._view(session)
+            if method == "PATCH" and not what:
+                if json.loads(body) != {"accepting_jobs": False}:
+                    return error(400, "only accepting_jobs: false can be asked for", 1213)
+                session.accepting = False
+                self._keep_sessions(session.backend)
                 return 204, {}, None
-            if what == "close":
-                session |= {"accepting_jobs": False, "state": "closed", "closed_at": now()}
-                for job in self.jobs.values():
-                    if job.session == session_id and job.status == "Queued":
-                        job.status, job.finished = "Cancelled", time.time()
+            if method == "DELETE" and what == "close":
+                if session.state != "closed":
+                    self._close(session, "it was cancelled")
                 return 204, {}, None
-            used = sum(
-                each.finished - each.running
-                for each in self.jobs.values()
-                if each.session == session_id and each.finished and each.running
-            )
-            return 200, {}, session | {"elapsed_time": used}
+        return error(405, f"{method} is not for a session", 1213)
+
+    def _view(self, session: Session) -> dict[str, Any]:
+        on_device = sum(
+            each.finished - each.running
+            for each in self.jobs.values()
+            if each.session == session.id and each.finished and each.running
+        )
+        return session.view(on_device)
 
     # -- control --------------------------------------------------------------------
 
@@ -474,6 +606,10 @@ class Service:
                 for name, value in given.items():
                     setattr(job, name, value)
                 job.finished = job.finished or time.time()
+            elif path.startswith("/control/sessions/"):
+                session = self.sessions[path.rpartition("/")[2]]
+                if session.state != "closed":
+                    self._close(session, "the maximum time has passed")
             return (
                 200,
                 {},
@@ -481,7 +617,7 @@ class Service:
                     "ledger": self.ledger,
                     "asked": self.asked,
                     "jobs": [each.view(False) for each in self.jobs.values()],
-                    "sessions": list(self.sessions.values()),
+                    "sessions": [self._view(each) for each in self.sessions.values()],
                     "faults": len(self.faults),
                 },
             )
@@ -559,7 +695,7 @@ class Handler(BaseHTTPRequestHandler):
             r"(?:GET|POST) /jobs/([^/]+)(?:/(results|metrics|cancel))?",
             lambda job, what: service.job(method, job, what or "", query),
         )
-        yield "POST /sessions", lambda: service.session(method, "", "", body)
+        yield "POST /sessions", lambda: service.open_session(body)
         yield (
             r"(?:GET|PATCH|DELETE) /sessions/([^/]+)(?:/(close))?",
             lambda session, what: service.session(method, session, what or "", body),

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from .ibm_support import ibm, make, service
 from .support import OUTPUT, RECORD, ApiServer, Pod, serve
+
+# Fixtures are found by name, here.
+__all__ = ["ibm", "make", "service"]
 
 
 @pytest.fixture

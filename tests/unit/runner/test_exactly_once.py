@@ -28,8 +28,11 @@ import pytest
 from qiskit import QuantumCircuit
 
 from qiskit_controller.api.codec import from_wire, to_wire
-from qiskit_controller.api.qiskitjob import QiskitJobSpec
+from qiskit_controller.api.qiskitjob import BackendSpec, QiskitJobSpec, SessionMode
 from qiskit_controller.api.run import JobIdentity, Plan, PlannedSource, Reason, Report
+from qiskit_controller.drivers.ibm_quantum import runner as ibm_runner
+from qiskit_controller.drivers.remote import HasSessions
+from qiskit_controller.runner.plan import plan_of_backend
 from tests.standins.ibm.client import Ibm, running
 
 from .support import REPOSITORY, ApiServer, Pod, Request
@@ -132,7 +135,24 @@ class Unreliable:
         return 503, {"message": "not now"}
 
 
-def lay_out(folder: Path, number: int, server: ApiServer, ibm: Ibm) -> Job:
+def open_sessions(folder: Path, ibm: Ibm) -> dict[str, str]:
+    """A session on each of the devices, by device; every other one is shared."""
+    folder.mkdir()
+    for key, value in ibm.secret.items():
+        (folder / key).write_text(value)
+    plan = plan_of_backend(BackendSpec(type="ibm_quantum"))
+    provider = ibm_runner.DRIVER.connect(plan, folder)
+    assert isinstance(provider, HasSessions)
+    modes: tuple[SessionMode, ...] = ("dedicated", "shared", "dedicated")
+    return {
+        device: provider.open_session(device, mode, None).id
+        for device, mode in zip(DEVICES, modes, strict=True)
+    }
+
+
+def lay_out(
+    folder: Path, number: int, server: ApiServer, ibm: Ibm, sessions: Mapping[str, str]
+) -> Job:
     uid = str(uuid.uuid4())
     pod = Pod(folder)
     record, output = f"record-{number}", f"results-{number}"
@@ -149,6 +169,7 @@ def lay_out(folder: Path, number: int, server: ApiServer, ibm: Ibm) -> Job:
         source=PlannedSource(file="circuit.py", sha256=hashlib.sha256(code).hexdigest()),
         record=record,
         output_location=output,
+        session=sessions.get(DEVICES[number % len(DEVICES)]),
     )
     paths = pod.paths
     for each in (paths.input, paths.work, paths.token, paths.credentials):
@@ -188,16 +209,33 @@ def told(job: Job) -> Report | None:
     return report if report is not None and report.attempt == job.attempt else None
 
 
-@pytest.mark.parametrize("jobs", [pytest.param(3), pytest.param(200, marks=pytest.mark.extended)])
+@pytest.mark.parametrize(
+    ("jobs", "in_sessions"),
+    [
+        pytest.param(3, False),
+        pytest.param(30, True, marks=pytest.mark.extended),
+        pytest.param(200, False, marks=pytest.mark.extended),
+    ],
+)
 @pytest.mark.timeout(1500)
 def test_each_job_is_submitted_once(
-    jobs: int, tmp_path: Path, server: ApiServer, nursery: Nursery
+    jobs: int,
+    in_sessions: bool,
+    tmp_path: Path,
+    server: ApiServer,
+    nursery: Nursery,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # To open sessions sets them, for this process.
+    for name in ("IAM_URL", "QISKIT_FUNCTIONS_EXPERIMENTAL"):
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
     fate = random.Random(jobs)
     server.interfere = Unreliable(server, fate)
     with running() as ibm:
         ibm.set(listing_lag=0.8, queue_seconds=0.3)
-        waiting = [lay_out(tmp_path / str(n), n, server, ibm) for n in range(jobs)]
+        sessions = open_sessions(tmp_path / "account", ibm) if in_sessions else {}
+        waiting = [lay_out(tmp_path / str(n), n, server, ibm, sessions) for n in range(jobs)]
         by_number = {each.number: each for each in waiting}
         done: list[Job] = []
         doomed: dict[int, float] = {}
@@ -245,8 +283,11 @@ def test_each_job_is_submitted_once(
                     killed += 1
                     del doomed[pid]
             time.sleep(0.05)
-        ledger = ibm.ledger
-    # Each was paid for once.
+        ledger, opened = ibm.ledger, ibm.sessions
+    # Each was paid for once, and in its session; nobody opened another one or closed it.
+    assert all(each["session"] == sessions.get(each["backend"]) for each in ledger)
+    assert set(opened) == set(sessions.values())
+    assert all(each["accepting_jobs"] for each in opened.values())
     tickets = Counter(tag for each in ledger for tag in each["tags"] if tag != "qiskit-controller")
     assert set(tickets) == {f"{each.uid}-1" for each in done}
     assert set(tickets.values()) == {1}
