@@ -1,7 +1,8 @@
 """The runner half of ``ibm_quantum``: SamplerV2 of qiskit-ibm-runtime.
 
 A job carries its ticket as a job tag, and is found by it. IBM's listing has a job a moment after
-it was taken, and a request has a deadline; both together are :attr:`IbmProvider.settling`.
+it was taken, and each request until then has a deadline; together they are
+:attr:`IbmProvider.settling`.
 
 A session is IBM's Session when it is dedicated, and IBM's Batch when it is shared. The client's
 objects of these names are made for one submission and forgotten: they close their session only at
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
 TAG = "qiskit-controller"
+# SamplerV2.run asks for the instance's usage and the device's status before it submits.
+REQUESTS_TO_SUBMIT = 3
 # The listing is made from what was written a moment before.
 LISTING_SECONDS = 15.0
 # Seconds are counted up a moment after the job is done.
@@ -131,7 +134,9 @@ class IbmProvider:
 
     account: Account
     settling: timedelta = attrs.field(
-        factory=lambda: timedelta(seconds=CONNECT_SECONDS + READ_SECONDS + LISTING_SECONDS)
+        factory=lambda: timedelta(
+            seconds=REQUESTS_TO_SUBMIT * (CONNECT_SECONDS + READ_SECONDS) + LISTING_SECONDS
+        )
     )
 
     def devices(self, name: str | None = None) -> Sequence[Device]:

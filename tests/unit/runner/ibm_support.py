@@ -35,7 +35,7 @@ from tests.standins.ibm.client import Ibm, running
 from .support import BELL, OUTPUT, RECORD, ApiServer, Pod, bell, no_timer
 
 FAST = Pace(
-    before=6.0,
+    before=9.0,
     cancelling=3.0,
     ending=5.0,
     submitting=1.0,
