@@ -122,11 +122,6 @@ class LeaderElector:
         self._log = log.bind(lease=f"{namespace}/{name}", identity=identity)
 
     @property
-    def is_leader(self) -> bool:
-        """Whether this replica leads, and the lease has not run out on it unnoticed."""
-        return self._leading and self._clock() < self._renewed_at + self._lease_duration
-
-    @property
     def holder(self) -> str:
         """Who led when the Lease was last seen; "" for nobody."""
         return _spec(self._lease).get("holderIdentity") or ""

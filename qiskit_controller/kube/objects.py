@@ -2,8 +2,8 @@
 
 Generated model classes cost several times the memory and the time of the JSON they
 were made from, and a cache holds thousands. So an object is what the API server sent,
-and this module is the small vocabulary for talking about it: its key in a cache, who
-owns it, whether it is on its way out.
+and this module is the small vocabulary for talking about it: its key in a cache, its
+UID, its version.
 
 Objects in a cache are shared by everyone who reads it. They are read-only by
 convention, as in client-go; :func:`freeze` turns the convention into an error at the
@@ -26,12 +26,6 @@ def key_of(obj: Object) -> str:
     return f"{namespace}/{name}" if namespace else name
 
 
-def split_key(key: str) -> tuple[str | None, str]:
-    """The namespace (None for what lives in none) and the name in a key."""
-    namespace, slash, name = key.rpartition("/")
-    return (namespace if slash else None), name
-
-
 def uid_of(obj: Object) -> str:
     """The UID, which tells an object from a later one of the same name."""
     uid: str = obj["metadata"].get("uid", "")
@@ -42,35 +36,6 @@ def resource_version_of(obj: Object) -> str:
     """The opaque version: equal means unchanged, and nothing else may be read into it."""
     version: str = obj["metadata"].get("resourceVersion", "")
     return version
-
-
-def is_deleting(obj: Object) -> bool:
-    """Whether deletion was asked for and only finalizers or a grace period hold it."""
-    return obj["metadata"].get("deletionTimestamp") is not None
-
-
-def owner_reference(
-    obj: Object, kind: str | None = None, api_version: str | None = None
-) -> dict[str, Any]:
-    """A controller reference to `obj`, for `metadata.ownerReferences` of what it owns.
-
-    `kind` and `api_version` default to what the object says of itself, which everything
-    out of a cache does.
-    """
-    return {
-        "apiVersion": api_version or obj["apiVersion"],
-        "kind": kind or obj["kind"],
-        "name": obj["metadata"]["name"],
-        "uid": obj["metadata"]["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def find_owner(obj: Object) -> dict[str, Any] | None:
-    """The owner reference of the controller that manages `obj`, if one does."""
-    references: list[dict[str, Any]] = obj["metadata"].get("ownerReferences") or []
-    return next((ref for ref in references if ref.get("controller")), None)
 
 
 def _refuse(*_args: object, **_kwargs: object) -> NoReturn:

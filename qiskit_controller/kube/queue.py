@@ -125,10 +125,6 @@ class WorkQueue(Generic[K]):
         self._promote_due()
         return len(self._queued)
 
-    @property
-    def shutting_down(self) -> bool:
-        return self._shutting_down
-
     # -- putting work in ------------------------------------------------------------
 
     def add(self, key: K, *, priority: int = 0) -> None:

@@ -29,7 +29,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from qiskit_controller.kube.client import NAMESPACES, Client
+from qiskit_controller.kube.client import Client
+from tests.kinds import NAMESPACES
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0

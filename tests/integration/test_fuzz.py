@@ -33,7 +33,6 @@ from qiskit_controller.api.run import Reason
 from qiskit_controller.kube.client import (
     CONFIGMAPS,
     JOBS,
-    NAMESPACES,
     ROLEBINDINGS,
     ROLES,
     SERVICE_ACCOUNTS,
@@ -44,6 +43,7 @@ from qiskit_controller.kube.client import (
     Resource,
 )
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
+from tests.kinds import CRDS, NAMESPACES
 
 from .conftest import ROOT, ApiServer, _die_with_parent
 
@@ -56,13 +56,6 @@ AT_ONCE = 16
 # For each step, on a machine that may be busy with other things.
 PATIENCE = 900.0
 NAMESPACE = "fuzz"
-CRDS = Resource(
-    "apiextensions.k8s.io",
-    "v1",
-    "customresourcedefinitions",
-    "CustomResourceDefinition",
-    namespaced=False,
-)
 OURS = "app.kubernetes.io/managed-by=qiskit-controller"
 OWNED = (JOBS, CONFIGMAPS, SERVICE_ACCOUNTS, ROLES, ROLEBINDINGS)
 

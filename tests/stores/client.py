@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +16,8 @@ from google.api_core.exceptions import NotFound
 from google.cloud import storage
 from google.oauth2 import service_account
 
-SCRIPT = Path(__file__).with_name("servers.py")
+from tests.standins import serving
+
 REGION = "us-east-1"
 
 
@@ -118,30 +116,13 @@ class Servers:
         return [(method, path) for method, about, path in every if about == bucket]
 
     def _control(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.told['control']}/{path}",
-            None if body is None else json.dumps(body).encode(),
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
+        return serving.ask(f"{self.told['control']}/{path}", body, method)
 
 
 @contextlib.contextmanager
 def running(
     prefix: Sequence[str | Path] = (), bind: str = "127.0.0.1", host: str = "127.0.0.1"
 ) -> Iterator[Servers]:
-    """The servers, as long as the context lasts.
-
-    Args:
-        prefix: a command that runs the one after it, in another network for example.
-    """
-    command = [*map(str, prefix), sys.executable, str(SCRIPT), "--bind", bind, "--host", host]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Servers(json.loads(process.stdout.readline()))
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    """The servers, as long as the context lasts; see :func:`serving.running`."""
+    with serving.running("tests.stores.servers", prefix, bind, host) as told:
+        yield Servers(told)

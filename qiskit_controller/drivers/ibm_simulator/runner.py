@@ -7,7 +7,6 @@ and its calibration. With them, it is as IBM Quantum describes it now.
 from __future__ import annotations
 
 import re
-import secrets
 import time
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from qiskit_controller.drivers import RunFailed, RunnerDriver, RunResult
 from qiskit_controller.drivers.ibm_quantum.account import Account, Login
 from qiskit_controller.drivers.ibm_quantum.runner import IbmProvider, transpile
 from qiskit_controller.drivers.ibm_simulator.controller import IDEAL
-from qiskit_controller.drivers.local_simulator.runner import aer_options, simulate
+from qiskit_controller.drivers.local_simulator.runner import aer_options, seed_of, simulate
 from qiskit_controller.drivers.remote import Unavailable
 from qiskit_controller.runner.pod import Paths
 from qiskit_controller.runner.stores.credentials import Credentials
@@ -30,7 +29,6 @@ from qiskit_controller.runner.tracing import span
 if TYPE_CHECKING:
     from qiskit import QuantumCircuit
 
-_SEEDS = 2**31
 # For IBM Quantum, to describe a device.
 PATIENCE_SECONDS = 300.0
 _FIRST_WAIT_SECONDS = 1.0
@@ -59,9 +57,7 @@ class IbmSimulator:
         from qiskit_aer import AerSimulator
 
         name = plan.spec.backend.name or IDEAL
-        seed = plan.spec.execution.seed_simulator
-        if seed is None:
-            seed = secrets.randbelow(_SEEDS)
+        seed = seed_of(plan)
         with span("load backend"):
             device = None if name == IDEAL else self._device(name, plan)
             simulator = (

@@ -39,9 +39,7 @@ class LocalSimulator:
     ) -> RunResult:
         """Transpile and simulate. Every run has a seed, so that every result can be repeated."""
         name = plan.spec.backend.name or DEFAULT_BACKEND
-        seed = plan.spec.execution.seed_simulator
-        if seed is None:
-            seed = secrets.randbelow(_SEEDS)
+        seed = seed_of(plan)
         with span("load backend"):
             simulator = _simulator(name, _qubits(circuit, plan))
         # Here transpiling belongs to executing: it is the same pod's time, and with no queue
@@ -50,6 +48,12 @@ class LocalSimulator:
         with span("transpile", quantum_level=plan.spec.execution.optimization_level):
             transpiled = _transpile(circuit, simulator, plan, seed)
         return simulate(simulator, circuit, transpiled, plan, seed=seed, name=name)
+
+
+def seed_of(plan: Plan) -> int:
+    """The seed that was asked for, or any."""
+    seed = plan.spec.execution.seed_simulator
+    return secrets.randbelow(_SEEDS) if seed is None else seed
 
 
 def simulate(

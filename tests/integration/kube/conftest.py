@@ -79,19 +79,3 @@ class Eventually:
 @pytest.fixture
 def eventually() -> Eventually:
     return Eventually()
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Callable[[Any], asyncio.Task[Any]]]:
-    """Runs coroutines in the background of a test, and cancels them at its end."""
-    tasks: list[asyncio.Task[Any]] = []
-
-    def run(coroutine: Any) -> asyncio.Task[Any]:
-        tasks.append(asyncio.create_task(coroutine))
-        return tasks[-1]
-
-    yield run
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)

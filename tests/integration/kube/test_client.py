@@ -11,7 +11,6 @@ import qiskit_controller.kube.resources as resources_module
 from qiskit_controller.kube.client import (
     CONFIGMAPS,
     JOBS,
-    SECRETS,
     AlreadyExists,
     Client,
     Conflict,
@@ -22,6 +21,7 @@ from qiskit_controller.kube.client import (
     Resource,
     Unauthorized,
 )
+from tests.kinds import SECRETS
 
 
 def configmap(name: str, **data: str) -> dict[str, Any]:

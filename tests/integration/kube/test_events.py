@@ -4,8 +4,9 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from qiskit_controller.kube.client import CONFIGMAPS, EVENTS, NAMESPACES, Client
+from qiskit_controller.kube.client import CONFIGMAPS, EVENTS, Client
 from qiskit_controller.kube.events import EventRecorder, Limits
+from tests.kinds import NAMESPACES
 
 
 async def test_events_are_counted_and_combined(client: Client, namespace: str) -> None:

@@ -8,18 +8,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from qiskit_controller.kube.client import CONFIGMAPS, NAMESPACES, SECRETS, Client, Resource
+from qiskit_controller.kube.client import CONFIGMAPS, Client, Resource
 from qiskit_controller.kube.informer import Informer
 from qiskit_controller.kube.objects import key_of
 from qiskit_controller.kube.reflector import Tuning
+from tests.kinds import CRDS, NAMESPACES, SECRETS
 
-CRDS = Resource(
-    "apiextensions.k8s.io",
-    "v1",
-    "customresourcedefinitions",
-    "CustomResourceDefinition",
-    namespaced=False,
-)
 QUICK = Tuning(page_size=100, backoff_base=0.05, backoff_cap=0.5)
 
 

@@ -10,7 +10,6 @@ import yaml
 from qiskit_controller.api.crd import CRDS as CRDS_MADE
 from qiskit_controller.api.crd import without_cel
 from qiskit_controller.kube.client import (
-    PRIORITY_CLASSES,
     AlreadyExists,
     ApiError,
     Client,
@@ -20,17 +19,11 @@ from qiskit_controller.reconcilers.qiskitbackend.reconciler import QISKITBACKEND
 from qiskit_controller.reconcilers.qiskitbudget.ledger import QISKITBUDGETS
 from qiskit_controller.reconcilers.qiskitjob import decision
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
+from tests.kinds import CRDS, PRIORITY_CLASSES
 
 from .cluster import Cluster, Replica, Watcher
 
 ROOT = Path(__file__).parents[3]
-CRDS = Resource(
-    "apiextensions.k8s.io",
-    "v1",
-    "customresourcedefinitions",
-    "CustomResourceDefinition",
-    namespaced=False,
-)
 
 
 async def _ensure(client: Client, resource: Resource, obj: dict[str, object]) -> None:

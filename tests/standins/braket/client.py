@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
-import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +11,8 @@ from typing import Any
 import attrs
 import boto3
 
-ROOT = Path(__file__).parents[3]
+from tests.standins import serving
+
 REGION = "us-east-1"
 
 
@@ -87,35 +83,13 @@ class Standin:
         self._control("deny", {"bucket": bucket, "actions": actions})
 
     def _control(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.told['control']}/{path}", None if body is None else json.dumps(body).encode()
-        )
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return json.load(response)
+        return serving.ask(f"{self.told['control']}/{path}", body)
 
 
 @contextlib.contextmanager
 def running(
     prefix: Sequence[str | Path] = (), bind: str = "127.0.0.1", host: str = "127.0.0.1"
 ) -> Iterator[Standin]:
-    """The stand-in, as long as the context lasts.
-
-    Args:
-        prefix: a command that runs the one after it, in another network for example.
-    """
-    module = ["-m", "tests.standins.braket.server", "--bind", bind, "--host", host]
-    process = subprocess.Popen(
-        [*map(str, prefix), sys.executable, *module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield Standin(json.loads(process.stdout.readline()))
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    """The stand-in, as long as the context lasts; see :func:`serving.running`."""
+    with serving.running("tests.standins.braket.server", prefix, bind, host) as told:
+        yield Standin(told)

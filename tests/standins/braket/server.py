@@ -41,7 +41,6 @@ import json
 import logging
 import queue
 import re
-import socket
 import sys
 import threading
 import time
@@ -51,7 +50,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import attrs
@@ -67,6 +65,7 @@ from braket.task_result.simulator_metadata_v1 import SimulatorMetadata
 from moto.server import ThreadedMotoServer
 
 from tests.standins.braket import catalogue
+from tests.standins.serving import Handler, free_port, serve
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -525,38 +524,6 @@ def _check_native(source: str, paradigm: dict[str, Any]) -> None:
 # --- HTTP ---------------------------------------------------------------------------------------
 
 
-def serve(bind: str, handler: type[BaseHTTPRequestHandler]) -> int:
-    """Serve on a free port; returns it."""
-    server = ThreadingHTTPServer((bind, 0), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return int(server.server_port)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        if "Content-Length" not in (headers or {}):
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-
 def aws_handler(braket: Braket, moto: int, keys: dict[str, str]) -> type[Handler]:
     """All of AWS.
 
@@ -723,9 +690,7 @@ class Moto:
 
 def start_moto() -> Moto:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False).start()
     url = f"http://127.0.0.1:{port}"
     anyone = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anyone"}

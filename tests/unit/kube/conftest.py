@@ -294,19 +294,3 @@ def no_sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[float]]:
         return slept
 
     return patch
-
-
-@pytest.fixture
-async def running() -> AsyncIterator[Callable[[Awaitable[Any]], asyncio.Task[Any]]]:
-    """Runs coroutines in the background of a test, and cancels them at its end."""
-    tasks: list[asyncio.Task[Any]] = []
-
-    def run(coroutine: Any) -> asyncio.Task[Any]:
-        tasks.append(asyncio.create_task(coroutine))
-        return tasks[-1]
-
-    yield run
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)

@@ -17,7 +17,6 @@ import pytest
 from qiskit_controller.kube.client import (
     CONFIGMAPS,
     JOBS,
-    NAMESPACES,
     AlreadyExists,
     ApiError,
     Client,
@@ -30,6 +29,7 @@ from qiskit_controller.kube.client import (
     Resource,
     Unauthorized,
 )
+from tests.kinds import NAMESPACES
 
 
 class Requests(list[tuple[str, str, int]]):

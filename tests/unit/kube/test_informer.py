@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from qiskit_controller.kube.informer import Store
-from qiskit_controller.kube.objects import (
-    find_owner,
-    is_deleting,
-    key_of,
-    owner_reference,
-    split_key,
-)
+from qiskit_controller.kube.objects import key_of
 
 
 def obj(name: str, namespace: str | None = "ns", **labels: str) -> dict[str, Any]:
@@ -26,23 +20,6 @@ def obj(name: str, namespace: str | None = "ns", **labels: str) -> dict[str, Any
 def test_keys() -> None:
     assert key_of(obj("a")) == "ns/a"
     assert key_of(obj("a", None)) == "a"
-    assert split_key("ns/a") == ("ns", "a")
-    assert split_key("a") == (None, "a")
-
-
-def test_owners() -> None:
-    owner = {"apiVersion": "quantum.io/v1", "kind": "QiskitJob", **obj("owner")}
-    owner["metadata"]["uid"] = "u"
-    child = obj("child")
-    assert find_owner(child) is None
-    other = {"kind": "Other", "uid": "o"}
-    child["metadata"]["ownerReferences"] = [other, owner_reference(owner)]
-    found = find_owner(child)
-    assert found is not None
-    assert (found["kind"], found["uid"], found["controller"]) == ("QiskitJob", "u", True)
-    assert not is_deleting(child)
-    child["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert is_deleting(child)
 
 
 def test_indexes_follow_changes() -> None:

@@ -86,16 +86,21 @@ def test_a_job_is_evicted_many_times_and_completes_all_the_same() -> None:
     assert [each.counted for each in world.job.status.attempts] == [False] * 8 + [True]
 
 
-@pytest.mark.parametrize("writes", range(12))
-@pytest.mark.parametrize("step", range(12))
-def test_a_crash_between_any_two_writes_changes_nothing(step: int, writes: int) -> None:
-    world = World()
-    for _ in range(step):
+def go(world: World, steps: int) -> None:
+    """Everybody does what they do, that many times, and no timer comes up."""
+    for _ in range(steps):
         world.sync()
         world.reconcile()
         world.control_jobs()
         for pod in world.alive():
             world.step(pod)
+
+
+@pytest.mark.parametrize("writes", range(12))
+@pytest.mark.parametrize("step", range(12))
+def test_a_crash_between_any_two_writes_changes_nothing(step: int, writes: int) -> None:
+    world = World()
+    go(world, step)
     world.sync()
     world.reconcile(writes)
     world.settle()
@@ -108,12 +113,7 @@ def test_a_crash_between_any_two_writes_changes_nothing(step: int, writes: int) 
 @pytest.mark.parametrize("step", range(16))
 def test_a_crash_between_any_two_writes_submits_nothing_twice(step: int, writes: int) -> None:
     world = World(remote=True)
-    for _ in range(step):
-        world.sync()
-        world.reconcile()
-        world.control_jobs()
-        for pod in world.alive():
-            world.step(pod)
+    go(world, step)
     world.sync()
     world.reconcile(writes)
     world.settle()
@@ -130,12 +130,7 @@ def test_whenever_it_is_ended_nothing_is_left_at_the_provider(
     step: int, how: str, cut_off: bool, key_works: bool
 ) -> None:
     world = World(remote=True, key_works=key_works)
-    for _ in range(step):
-        world.sync()
-        world.reconcile()
-        world.control_jobs()
-        for pod in world.alive():
-            world.step(pod)
+    go(world, step)
     if cut_off and world.alive():
         world.mishap("cut off")
     getattr(world, how)()
