@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from qiskit_controller.api.conditions import Condition
+from qiskit_controller.api.conditions import Condition, find
 from qiskit_controller.api.fields import Rule, field
 from qiskit_controller.api.qiskitbackend import BackendCredentials
 from qiskit_controller.api.qiskitjob import SessionMode
@@ -20,6 +20,11 @@ SessionPhase = Literal["Pending", "Opening", "Active", "Draining", "Closed", "Fa
 OPEN: frozenset[SessionPhase] = frozenset({"Opening", "Active", "Draining"})
 # What is fixed then.
 FIXED = ("backend", "maxTime", "mode", "credentials")
+# Why it takes no more jobs: reasons of the condition Ready. After the first, it opens again.
+IDLE = "Idle"
+EXPIRED = "Expired"
+CLOSED_BY_PROVIDER = "ClosedByProvider"
+DELETED = "Deleted"
 
 
 @attrs.frozen
@@ -167,3 +172,9 @@ class QiskitSession:
             for name in FIXED
         ),
     )
+
+
+def ended_because(status: QiskitSessionStatus) -> str:
+    """The reason of the condition Ready: while it takes no jobs, why that is so."""
+    ready = find(status.conditions, "Ready")
+    return ready.reason if ready is not None else ""
