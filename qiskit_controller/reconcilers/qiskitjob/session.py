@@ -248,12 +248,12 @@ def _mismatch(
 
 def _device(existing: Existing) -> str | None:
     """The session's device, as far as it is known."""
-    named = existing.spec.backend.name if existing.spec is not None else None
-    opened = existing.status.opened_with
-    if existing.status.phase in qiskitsession.OPEN and opened is not None:
-        named = opened.backend.name
-        return existing.status.backend or named
-    return named
+    spec, status = existing.spec, existing.status
+    if status.phase in qiskitsession.OPEN:
+        if status.backend:
+            return status.backend
+        spec = status.opened_with or spec
+    return spec.backend.name if spec is not None else None
 
 
 def _within(market: Market, device: str, backend_type: str) -> Market:
