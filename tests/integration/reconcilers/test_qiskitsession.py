@@ -407,7 +407,7 @@ async def test_deletion_ends_those_who_wait_and_closes_it(
         await watcher.until(
             "outside", lambda each: reason_of(each, "SessionReady") == "WaitingForTurn"
         )
-        await client.delete(QISKITSESSIONS, "vqe", namespace, propagation="Foreground")
+        await client.delete(QISKITSESSIONS, "vqe", namespace)
         ended = await watcher.finished("outside")
         assert reason_of(ended, "Failed") == "SessionClosed"
         provider.gate.set()
