@@ -60,6 +60,8 @@ RETRY = timedelta(seconds=10)
 LONGEST_RETRY = timedelta(minutes=10)
 # While jobs are in it.
 LOOK_PERIOD = timedelta(minutes=3)
+# While it is empty: IBM closes what has no job for half an hour.
+LOOK_RARELY = timedelta(minutes=10)
 # Until it is known when it expires, and when it is about to end.
 LOOK_SOON = timedelta(seconds=20)
 # Then it is left to IBM, which closes it by itself.
@@ -213,9 +215,11 @@ def _answered(seen: Seen, status: QiskitSessionStatus, errand: Errand) -> Qiskit
         why = DELETED if seen.deleted is not None else IDLE
         return _closed(seen, status, why, _why(seen, status, why))
     if report.closed:
-        # What was being closed for want of jobs opens again for the next one all the same.
+        # What was being closed for want of jobs opens again for the next one all the same; so does
+        # what IBM has closed because it had none.
         idle = status.phase == "Draining" and ended_because(status) == IDLE
-        why = IDLE if idle else _expired_or(seen, status, CLOSED_BY_PROVIDER)
+        unused = status.expires_at is None and not status.members
+        why = IDLE if idle or unused else _expired_or(seen, status, CLOSED_BY_PROVIDER)
         return _closed(seen, status, why, _why(seen, status, why))
     if not report.accepting and status.phase == "Active":
         why = _expired_or(seen, status, CLOSED_BY_PROVIDER)
@@ -321,8 +325,7 @@ def _why(seen: Seen, status: QiskitSessionStatus, reason: str) -> str:
         limit = f"its maxTime of {most} s" if most else "the provider's longest time"
         return f"{which} reached {limit} at {status.expires_at}"
     if reason == IDLE:
-        ttl = seen.spec.ttl if seen.spec else ""
-        return f"{which} was closed, as no job needed it for {ttl}; it opens for the next one"
+        return f"{which} was closed, as no job needed it; it opens for the next one"
     if reason == DELETED:
         return f"{which} was closed, as its QiskitSession was deleted"
     return f"{which} was closed at the provider"
@@ -452,9 +455,10 @@ def _errand_due(seen: Seen, status: QiskitSessionStatus) -> tuple[SessionAction,
         if status.expires_at is not None:
             at = min(at, max(parse_time(status.expires_at), last + LOOK_SOON))
         return "look", max(retry, at)
+    at = last + LOOK_RARELY
     if status.expires_at is not None:
-        return "look", max(retry, parse_time(status.expires_at))
-    return None
+        at = min(at, parse_time(status.expires_at))
+    return "look", max(retry, at)
 
 
 def _requeue(

@@ -251,10 +251,21 @@ def test_it_is_looked_at_at_once_when_a_job_was_turned_away() -> None:
     away = job("a", waiting=False, over=True, turned_away=NOW + seconds(5))
     made = decide(seen(status, jobs=(away,), now=NOW + seconds(6)))
     assert made.start == "look"
+    begun = attrs.evolve(CLOSED, expires_at=format_time(NOW + seconds(600)))
     by_hand = decide(
-        seen(status, jobs=(away,), errand=errand("look", CLOSED, uid="e2"), now=NOW + seconds(9))
+        seen(status, jobs=(away,), errand=errand("look", begun, uid="e2"), now=NOW + seconds(9))
     )
     assert (by_hand.status.phase, told(by_hand).reason) == ("Closed", "ClosedByProvider")
+
+
+def test_one_that_the_provider_closed_as_it_had_no_job_opens_again() -> None:
+    status = active()
+    looked = decide(seen(status, spec=spec(ttl="2h"), now=NOW + timedelta(minutes=10)))
+    assert looked.start == "look"
+    look = errand("look", attrs.evolve(CLOSED, usage=None), uid="e2")
+    made = decide(seen(status, errand=look))
+    assert (made.status.phase, told(made).reason) == ("Closed", "Idle")
+    assert decide(seen(made.status, jobs=(job("a"),))).start == "open"
 
 
 def test_one_that_takes_no_more_drains_until_its_jobs_have_ended() -> None:
@@ -339,13 +350,13 @@ def test_a_time_to_live_begins_with_its_end() -> None:
 
 def test_a_change_while_it_is_open_is_ignored_and_said() -> None:
     status = active()
-    changed = spec(maxTime=7200, ttl="1h")
+    changed = spec(maxTime=7200, ttl="7m")
     made = decide(seen(status, spec=changed, generation=2))
     assert told(made, "SpecChangeIgnored").status == "True"
     assert told(made, "SpecChangeIgnored").message.startswith("spec.maxTime changed")
-    assert made.requeue_after == timedelta(hours=1)
+    assert made.requeue_after == timedelta(minutes=7)
     assert request("vqe", made.status, "look").id == "s-1"
-    same = decide(seen(made.status, spec=spec(ttl="1h"), generation=3))
+    same = decide(seen(made.status, spec=spec(ttl="7m"), generation=3))
     assert told(same, "SpecChangeIgnored").status == "False"
 
 
@@ -447,7 +458,7 @@ def test_one_that_is_not_open_lets_nobody_in(jobs: list[JobSeen], why: str) -> N
     elif why == "Idle":
         status = attrs.evolve(status, phase="Closed")
     else:
-        expires = format_time(NOW) if why == "Expired" else None
+        expires = format_time(NOW if why == "Expired" else NOW + seconds(600))
         made = decide(
             seen(
                 attrs.evolve(status, expires_at=expires),
