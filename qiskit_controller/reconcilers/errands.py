@@ -277,6 +277,15 @@ class Errands:
         with contextlib.suppress(NotFound):
             await self.client.delete(JOBS, name, namespace, uid=uid, propagation="Background")
 
+    async def sweep(self, namespace: str, name: str, uid: str) -> None:
+        """Delete the Job of that name, if it is one of the object with that UID: before the object
+        goes, by the server's word, as nobody would delete one that outlives its owner."""
+        with contextlib.suppress(NotFound):
+            job = await self.client.get(JOBS, name, namespace)
+            labels = job["metadata"].get("labels") or {}
+            if labels.get(names.UID_LABEL) == uid and "deletionTimestamp" not in job["metadata"]:
+                await self.delete(namespace, name, job["metadata"]["uid"])
+
     def _uid(self, obj: Object) -> Iterable[str]:
         metadata = obj["metadata"]
         if self.key in (metadata.get("annotations") or {}):

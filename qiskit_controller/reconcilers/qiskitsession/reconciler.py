@@ -129,6 +129,7 @@ class QiskitSessionReconciler:
             if not await self._start(session, seen, decision):
                 requeue = LOOK_AGAIN
         if decision.remove_finalizer:
+            await self._errands.sweep(namespace, manifests.errand_name(name), metadata["uid"])
             await self._set_finalizers(session, add=False)
         if decision.delete:
             with contextlib.suppress(NotFound):

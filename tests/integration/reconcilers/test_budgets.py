@@ -124,9 +124,10 @@ class MoneyReplica(Replica):
             self._tasks.start(informer.run())
         for informer in self.informers:
             await informer.wait_synced(60)
+        await super().__aenter__()
+        # As the manager does: nobody works before every cache is filled.
         for each in self._others:
             self._tasks.start(each.run())
-        await super().__aenter__()
         return self
 
 

@@ -457,6 +457,7 @@ async def test_a_crash_after_any_write_opens_it_once(
         )
 
     await eventually(died_or_done, "it died, or is through")
+    print("writes:", faults.writes)
     await first.die()
     async with SessionReplica(client, namespace):
         for name in ("one", "two"):
