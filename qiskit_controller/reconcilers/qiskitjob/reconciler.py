@@ -594,9 +594,11 @@ class QiskitJobReconciler:
         async def check() -> None:
             await self._check_current(job)
 
-        if assignment.session is not None and self.sessions is not None:
-            await self.sessions.enter(pinned[0], assignment.session)
-        await self.selecting.assign(pinned[0], seen.market, assignment, check)
+        async def enter() -> None:
+            if assignment.session is not None and self.sessions is not None:
+                await self.sessions.enter(pinned[0], assignment.session)
+
+        await self.selecting.assign(pinned[0], seen.market, assignment, check, enter)
 
     async def _change_session(
         self, action: decisions.CreateSession | decisions.DeleteSession, seen: Observed

@@ -450,11 +450,7 @@ async def test_a_crash_after_any_write_opens_it_once(
 
     async def died_or_done() -> bool:
         ended = [watcher.states.get(name, [{"status": {}}])[-1] for name in ("one", "two")]
-        return (
-            faults.crashed.is_set()
-            or (all(map(phase_of, ended))
-            and all(phase_of(each) == "Completed" for each in ended))
-        )
+        return faults.crashed.is_set() or all(phase_of(each) == "Completed" for each in ended)
 
     await eventually(died_or_done, "it died, or is through")
     print("writes:", faults.writes)
