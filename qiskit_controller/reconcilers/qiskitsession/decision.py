@@ -219,6 +219,7 @@ def _answered(seen: Seen, status: QiskitSessionStatus, errand: Errand) -> Qiskit
         # what IBM has closed because it had none.
         idle = status.phase == "Draining" and ended_because(status) == IDLE
         unused = status.expires_at is None and not status.members
+        unused = unused and not _turned_away(seen, status, ever=True)
         why = IDLE if idle or unused else _expired_or(seen, status, CLOSED_BY_PROVIDER)
         return _closed(seen, status, why, _why(seen, status, why))
     if not report.accepting and status.phase == "Active":
@@ -379,6 +380,8 @@ def _with_turns(
     expires = parse_time(status.expires_at) if status.expires_at else None
     # What is let in at the last moment would not be run any more.
     admits = status.phase == "Active" and (expires is None or seen.now < expires)
+    # Nor what came after somebody who was told that it takes no more.
+    admits = admits and not _turned_away(seen, status)
     mode = (status.opened_with or spec).mode
     turns = next_turns(status.members, seen.jobs, mode, admits=admits)
     jobs = SessionJobs(
@@ -446,7 +449,7 @@ def _errand_due(seen: Seen, status: QiskitSessionStatus) -> tuple[SessionAction,
         return "look", max(retry, last + LOOK_SOON)
     if status.expires_at is not None and seen.now >= parse_time(status.expires_at):
         return "look", max(retry, last + LOOK_SOON)
-    if any(each.turned_away and each.turned_away > last for each in seen.jobs):
+    if _turned_away(seen, status):
         return "look", retry
     if status.members:
         known = status.expires_at is not None
@@ -459,6 +462,15 @@ def _errand_due(seen: Seen, status: QiskitSessionStatus) -> tuple[SessionAction,
     if status.expires_at is not None:
         at = min(at, parse_time(status.expires_at))
     return "look", max(retry, at)
+
+
+def _turned_away(seen: Seen, status: QiskitSessionStatus, *, ever: bool = False) -> bool:
+    """Whether the session has taken a job no more since it was last looked at, or `ever`."""
+    # A look that was not answered tells nothing.
+    since = status.opened_at if ever or status.failures else status.last_look
+    return since is not None and any(
+        each.turned_away is not None and each.turned_away >= parse_time(since) for each in seen.jobs
+    )
 
 
 def _requeue(

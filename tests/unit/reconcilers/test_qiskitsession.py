@@ -249,8 +249,25 @@ def test_it_is_looked_at_when_its_time_begins_to_count_and_when_it_is_over() -> 
 def test_it_is_looked_at_at_once_when_a_job_was_turned_away() -> None:
     status = active()
     away = job("a", waiting=False, over=True, turned_away=NOW + seconds(5))
-    made = decide(seen(status, jobs=(away,), now=NOW + seconds(6)))
+    made = decide(seen(status, jobs=(away, job("b")), now=NOW + seconds(6)))
     assert made.start == "look"
+    assert made.status.members == (), "the next would be turned away as well"
+    silent = SessionReport(reason=Reason.BACKEND_UNAVAILABLE, message="no answer")
+    asked = decide(
+        seen(
+            made.status,
+            jobs=(away, job("b")),
+            errand=errand("look", silent, uid="e9"),
+            now=NOW + seconds(9),
+        )
+    )
+    assert asked.status.members == ()
+    later = seen(asked.status, jobs=(away, job("b")), now=NOW + seconds(19))
+    assert decide(later).start == "look"
+    still = decide(attrs.evolve(later, errand=errand("look", OPEN, uid="e8")))
+    assert [each.name for each in still.status.members] == ["b"]
+    unknown = decide(attrs.evolve(later, errand=errand("look", CLOSED, uid="e8")))
+    assert told(unknown).reason == "ClosedByProvider"
     begun = attrs.evolve(CLOSED, expires_at=format_time(NOW + seconds(600)))
     by_hand = decide(
         seen(status, jobs=(away,), errand=errand("look", begun, uid="e2"), now=NOW + seconds(9))
