@@ -184,7 +184,8 @@ def test_the_reference_s_session_example(research: tuple[Kubectl, str, Path], se
     done = wait_phase(kubectl, "vqe-optimization", "Completed")
     status = done["status"]
     (sold,) = (e for e in service.ledger if f"{done['metadata']['uid']}-1" in e["tags"])
-    assert status["session"] == {"name": "vqe-session", "id": sold["session"]}
+    assert status["session"]["name"] == "vqe-session"
+    assert status["session"]["id"] == sold["session"]
     at_ibm = service.sessions[sold["session"]]
     assert (at_ibm["mode"], at_ibm["max_ttl"]) == ("dedicated", 3600)
     assert at_ibm["backend_name"] == sold["backend"] == status["backend"]

@@ -525,6 +525,14 @@ class SessionStatus:
 
     name: str = field("The QiskitSession.")
     id: str | None = field("The provider's name for it, once the job is in it.", default=None)
+    since: str | None = field(
+        "When the job began to wait for it, to the microsecond.", default=None, format="date-time"
+    )
+    entered: str | None = field(
+        "When it was first told to run in it, to the microsecond.",
+        default=None,
+        format="date-time",
+    )
 
 
 @attrs.frozen

@@ -36,6 +36,7 @@ from qiskit_controller.api.qiskitjob import (
 from qiskit_controller.api.qiskitsession import QiskitSessionSpec
 from qiskit_controller.api.quantities import (
     format_duration,
+    format_microtime,
     format_money,
     format_time,
     parse_duration,
@@ -450,7 +451,8 @@ def _wait_for_session(seen: Observed, wait: sessions.Wait) -> Decision:
     assert seen.session is not None  # noqa: S101 - there is nothing else to wait for
     old, name = find(seen.status.conditions, "SessionReady"), seen.session.name
     status = _with_condition(seen, "SessionReady", "False", wait.reason, wait.message)
-    session = SessionStatus(name=name) if wait.belongs else None
+    before = seen.status.session or SessionStatus(name=name, since=format_microtime(seen.now))
+    session = attrs.evolve(before, id=None) if wait.belongs else None
     status = attrs.evolve(status, message=wait.message[:MAX_MESSAGE], session=session)
     actions: list[Action] = []
     if wait.create is not None:
@@ -501,7 +503,11 @@ def _in_session(seen: Observed, status: QiskitJobStatus, assignment: Assignment)
     name = given.name or seen.name
     text = f"Runs in session {name} ({assignment.session})"
     status = _put(seen, status, "SessionReady", "True", "InSession", text)
-    return attrs.evolve(status, session=SessionStatus(name=name, id=assignment.session))
+    before = status.session or SessionStatus(name=name)
+    entered = before.entered or format_microtime(seen.now)
+    return attrs.evolve(
+        status, session=attrs.evolve(before, id=assignment.session, entered=entered)
+    )
 
 
 def _shows(seen: Observed, assignment: Assignment) -> bool:

@@ -238,7 +238,9 @@ async def test_a_job_makes_its_session_and_runs_in_it(
         await client.create(QISKITJOBS, job("bell"), namespace)
         done = await watcher.finished("bell")
         assert phase_of(done) == "Completed"
-        assert done["status"]["session"] == {"name": "vqe", "id": "s-1"}
+        where = done["status"]["session"]
+        assert (where["name"], where["id"]) == ("vqe", "s-1")
+        assert where["since"] < where["entered"]
         assert conditions(done)["SessionReady"]["status"] == "True"
         assert reason_of(done, "BackendSelected") == "OptimalBackend"
         assert done["status"]["backend"] == "ibm_fez"

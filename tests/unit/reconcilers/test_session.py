@@ -15,7 +15,7 @@ from qiskit_controller.api.qiskitsession import (
     QiskitSessionStatus,
     SessionMember,
 )
-from qiskit_controller.api.quantities import format_time
+from qiskit_controller.api.quantities import format_microtime, format_time
 from qiskit_controller.api.run import Assignment, Reason
 from qiskit_controller.reconcilers.qiskitjob import decision
 from qiskit_controller.reconcilers.qiskitjob.assigning import Refusal, Waiting
@@ -248,7 +248,8 @@ def waiting_job(given: SessionSeen, **more: Any) -> Observed:
 def test_the_status_of_one_that_waits() -> None:
     made = decided(waiting_job(seen(None)))
     assert isinstance(made.actions[0], decision.CreateSession)
-    assert made.status.session == SessionStatus(name="vqe")
+    since = format_microtime(NOW)
+    assert made.status.session == SessionStatus(name="vqe", since=since)
     assert condition(made, "SessionReady").reason == "SessionOpening"
     assert reasons(made) == ["SessionOpening"]
     other = attrs.evolve(MINE, members=())
@@ -261,7 +262,8 @@ def test_the_status_of_one_that_waits() -> None:
     inside = decided(attrs.evolve(waiting_job(session()), status=turn.status))
     assert isinstance(inside.actions[0], decision.Assign)
     assert inside.actions[0].assignment.session == "s-1"
-    assert inside.status.session == SessionStatus(name="vqe", id="s-1")
+    entered = SessionStatus(name="vqe", id="s-1", since=since, entered=since)
+    assert inside.status.session == entered
     assert condition(inside, "SessionReady").status == "True"
     assert inside.status.backend == "ibm_fez"
 
