@@ -97,7 +97,8 @@ def _environment(cache: Path) -> dict[str, str]:
 def _deploy(cluster: Cluster, *, fresh: bool) -> None:
     kubectl = cluster.kubectl
     kubectl("apply", "-k", ROOT / "e2e" / "deployment")
-    crds = [f"crd/{kind}.quantum.io" for kind in ("qiskitjobs", "qiskitbackends", "qiskitbudgets")]
+    kinds = ("qiskitjobs", "qiskitbackends", "qiskitbudgets", "qiskitsessions")
+    crds = [f"crd/{kind}.quantum.io" for kind in kinds]
     kubectl("wait", "--for=condition=Established", *crds, "--timeout=60s")
     if not fresh:
         # Images keep their name, so a deployment that was there does not notice a new one.

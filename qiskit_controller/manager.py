@@ -45,7 +45,12 @@ from qiskit_controller.reconcilers.qiskitbudget.reconciler import (
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
 from qiskit_controller.reconcilers.qiskitjob.market import Selecting
 from qiskit_controller.reconcilers.qiskitjob.reconciler import Caches, QiskitJobReconciler
+from qiskit_controller.reconcilers.qiskitjob.sessions import Sessions
 from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, Sender
+from qiskit_controller.reconcilers.qiskitsession.reconciler import (
+    QiskitSessionReconciler,
+    sessions_informer,
+)
 from qiskit_controller.scheduling.prices import Tariff, shipped
 from qiskit_controller.telemetry import metrics, otlp
 
@@ -56,7 +61,7 @@ NAME = "qiskit-controller"
 _STUCK_SECONDS = 300.0
 # What is under way when the process is told to stop may finish first.
 _DRAIN_SECONDS = 3.0
-# Budgets and backends are few beside jobs.
+# Budgets, backends and sessions are few beside jobs.
 _FEW_WORKERS = 2
 # What has not been told to a collector may still be, for so long.
 _LAST_WORDS_SECONDS = 2.0
@@ -106,11 +111,13 @@ class Manager:
         self._caches = Caches.create(client)
         self._budgets = budgets_informer(client)
         self._backends = backends_informer(client)
+        self._sessions = sessions_informer(client)
         self._events = EventRecorder(client, NAME, identity)
         job_metrics = metrics.JobMetrics(registry)
         registry.register(metrics.JobsByPhase(self._caches.jobs.list))
         registry.register(metrics.Budgets(self._budgets.list))
         registry.register(metrics.BackendsUp(self._backends.list))
+        registry.register(metrics.SessionsByPhase(self._sessions.list))
         ledger = Ledger(client, self._budgets)
         selecting = Selecting(client, self._backends, ledger, options.tariff)
         for informer in self._informers():
@@ -121,6 +128,7 @@ class Manager:
             events=self._events,
             settings=options.settings,
             selecting=selecting,
+            sessions=Sessions(client, self._sessions),
             on_written=job_metrics.written,
             tracer=JobTracer(spans) if spans is not None else None,
         )
@@ -134,6 +142,15 @@ class Manager:
         backends = QiskitBackendReconciler(
             client,
             self._backends,
+            self._caches.kubernetes_jobs,
+            self._caches.pods,
+            self._events,
+            options.settings,
+        )
+        sessions = QiskitSessionReconciler(
+            client,
+            self._sessions,
+            self._caches.jobs,
             self._caches.kubernetes_jobs,
             self._caches.pods,
             self._events,
@@ -158,6 +175,7 @@ class Manager:
         selecting.feed(queue, self._caches.jobs)
         budgets.feed(controller("qiskitbudget", budgets.reconcile, _FEW_WORKERS))
         backends.feed(controller("qiskitbackend", backends.reconcile, _FEW_WORKERS))
+        sessions.feed(controller("qiskitsession", sessions.reconcile, _FEW_WORKERS), queue)
         self._elector = LeaderElector(
             client,
             options.namespace,
@@ -236,7 +254,7 @@ class Manager:
                 tasks.create_task(controller.run(), name=f"workers-{controller.name}")
 
     def _informers(self) -> tuple[Informer, ...]:
-        return (*self._caches.all(), self._budgets, self._backends)
+        return (*self._caches.all(), self._budgets, self._backends, self._sessions)
 
 
 class _Exposition:

@@ -520,6 +520,22 @@ class CostStatus:
 
 
 @attrs.frozen
+class SessionStatus:
+    """The session that the job waits for, or runs in."""
+
+    name: str = field("The QiskitSession.")
+    id: str | None = field("The provider's name for it, once the job is in it.", default=None)
+    since: str | None = field(
+        "When the job began to wait for it, to the microsecond.", default=None, format="date-time"
+    )
+    entered: str | None = field(
+        "When it was first told to run in it, to the microsecond.",
+        default=None,
+        format="date-time",
+    )
+
+
+@attrs.frozen
 class PhaseChange:
     """That the job entered a phase."""
 
@@ -589,6 +605,9 @@ class QiskitJobStatus:
     executor_pod_name: str | None = field("Pod of the current or last attempt.", default=None)
     provider: ProviderStatus | None = field(
         "The job at the provider. Additional field.", default=None
+    )
+    session: SessionStatus | None = field(
+        "The session that it waits for, or runs in. Additional field.", default=None
     )
     phase_history: tuple[PhaseChange, ...] = field(
         f"The phases so far, oldest first, the last {MAX_PHASE_HISTORY} of them. Additional field.",

@@ -6,8 +6,8 @@ from typing import Literal
 
 import attrs
 
-from qiskit_controller.api.conditions import Condition
-from qiskit_controller.api.fields import field
+from qiskit_controller.api.conditions import Condition, find
+from qiskit_controller.api.fields import Rule, field
 from qiskit_controller.api.qiskitbackend import BackendCredentials
 from qiskit_controller.api.qiskitjob import SessionMode
 from qiskit_controller.api.quantities import DURATION_PATTERN
@@ -16,6 +16,15 @@ KIND = "QiskitSession"
 PLURAL = "qiskitsessions"
 
 SessionPhase = Literal["Pending", "Opening", "Active", "Draining", "Closed", "Failed"]
+# While there is a session at the provider, or may be one.
+OPEN: frozenset[SessionPhase] = frozenset({"Opening", "Active", "Draining"})
+# What is fixed then.
+FIXED = ("backend", "maxTime", "mode", "credentials")
+# Why it takes no more jobs: reasons of the condition Ready. After the first, it opens again.
+IDLE = "Idle"
+EXPIRED = "Expired"
+CLOSED_BY_PROVIDER = "ClosedByProvider"
+DELETED = "Deleted"
 
 
 @attrs.frozen
@@ -78,6 +87,18 @@ class SessionJobs:
 
 
 @attrs.frozen
+class SessionMember:
+    """A QiskitJob whose turn it is."""
+
+    name: str = field("The QiskitJob's name.")
+    uid: str = field("Its UID.")
+    entered: bool = field(
+        "Whether it was told to run in the session; from then on only its end gives up its place.",
+        default=False,
+    )
+
+
+@attrs.frozen
 class QiskitSessionStatus:
     """What the controller observed. Only the controller writes it."""
 
@@ -93,8 +114,22 @@ class QiskitSessionStatus:
     )
     closed_at: str | None = field("When it was closed.", default=None, format="date-time")
     jobs: SessionJobs = field("The QiskitJobs that name it.", factory=SessionJobs)
+    members: tuple[SessionMember, ...] = field(
+        "The QiskitJobs whose turn it is.",
+        default=(),
+        **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["uid"]},
+    )
+    idle_since: str | None = field(
+        "Since when no QiskitJob waits for it or is in it.", default=None, format="date-time"
+    )
     usage: str | None = field(
         "Seconds that the provider counts for it, in all of its openings.", default=None
+    )
+    opening_usage: str | None = field(
+        "Of those, the seconds of the present or last opening.", default=None
+    )
+    opened_with: QiskitSessionSpec | None = field(
+        "The spec that it is opened, looked at and closed with.", default=None
     )
     openings: int = field("How often it was opened.", default=0, format="int32")
     failures: int = field("Tries in a row that did not succeed.", default=0, format="int32")
@@ -122,3 +157,24 @@ class QiskitSession:
     status: QiskitSessionStatus = field(
         "What the controller observed.", factory=QiskitSessionStatus
     )
+
+    RULES = (
+        *(
+            Rule(
+                "!has(oldSelf.status) || !has(oldSelf.status.phase) || "
+                "!(oldSelf.status.phase in ['Opening', 'Active', 'Draining']) || "
+                f"(has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
+                f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
+                lambda _self: True,  # the reconciler compares with what it was opened with
+                f"spec.{name}: cannot change while the session is open; create another "
+                "QiskitSession",
+            )
+            for name in FIXED
+        ),
+    )
+
+
+def ended_because(status: QiskitSessionStatus) -> str:
+    """The reason of the condition Ready: while it takes no jobs, why that is so."""
+    ready = find(status.conditions, "Ready")
+    return ready.reason if ready is not None else ""

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from qiskit_controller.api.conditions import find
 from qiskit_controller.api.qiskitjob import BACKEND_TYPES, Phase, QiskitJobStatus
+from qiskit_controller.api.qiskitsession import SessionPhase
 from qiskit_controller.api.quantities import parse_money, parse_time
 from qiskit_controller.api.run import Reason
 from qiskit_controller.telemetry.trace import note_call, note_wait
@@ -179,6 +180,23 @@ class JobsByPhase(Collector):
         for backend_type in sorted({backend_type for backend_type, _ in tally}):
             for phase in get_args(Phase):
                 family.add_metric((backend_type, phase), tally[backend_type, phase])
+        yield family
+
+
+class SessionsByPhase(Collector):
+    """How many QiskitSessions are in each phase, counted in the cache when asked."""
+
+    def __init__(self, sessions: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client's Collector."""
+        tally = Tally(
+            (each.get("status") or {}).get("phase") or "Pending" for each in self._sessions()
+        )
+        family = GaugeMetricFamily("qiskit_sessions", "QiskitSessions by phase.", labels=("phase",))
+        for phase in get_args(SessionPhase):
+            family.add_metric((phase,), tally[phase])
         yield family
 
 

@@ -29,12 +29,9 @@ from qiskit_controller.api.quantities import (
     parse_time,
 )
 from qiskit_controller.api.run import ProbeReport, Reason
+from qiskit_controller.reconcilers.errands import ERRAND_TIME, LOOK_AGAIN, Errand, backoff
 
 SHORTEST = timedelta(seconds=10)
-LONGEST_BACKOFF = timedelta(hours=1)
-# The Job is ended after it; a pod that cannot start is looked at again as often.
-PROBE_TIME = timedelta(minutes=5)
-LOOK_AGAIN = timedelta(seconds=15)
 # A provider that does not answer once may be there again in a moment.
 FAILURES_TO_BE_DOWN = 3
 # The newest probe's share of the availability.
@@ -46,24 +43,6 @@ IN_THE_POD = {"local_simulator": "aer_simulator", "ibm_simulator": ""}
 
 
 @attrs.frozen
-class Probe:
-    """The Kubernetes Job of a probe.
-
-    Attributes:
-        over: whether it has ended.
-        message: the container's last word.
-        problem: what keeps its pod from starting, or why it was ended.
-    """
-
-    uid: str
-    created: datetime
-    deleting: bool = False
-    over: bool = False
-    message: str = ""
-    problem: str = ""
-
-
-@attrs.frozen
 class Seen:
     """All that a decision is made from; `spec` is None, with `problem`, when it cannot be read."""
 
@@ -71,7 +50,7 @@ class Seen:
     spec: QiskitBackendSpec | None
     problem: str
     status: QiskitBackendStatus
-    probe: Probe | None
+    probe: Errand | None
     now: datetime
 
 
@@ -106,7 +85,7 @@ def decide(seen: Seen) -> Decision:
     if probe is None:
         due = _next_probe(seen, seen.spec)
         if seen.now >= due:
-            return Decision(status, start_probe=True, requeue_after=PROBE_TIME)
+            return Decision(status, start_probe=True, requeue_after=ERRAND_TIME)
         return Decision(status, requeue_after=due - seen.now)
     if probe.deleting:
         return Decision(status, requeue_after=LOOK_AGAIN)
@@ -132,7 +111,7 @@ def interval(spec: QiskitBackendSpec, failures: int) -> timedelta:
         period = max(parse_duration(spec.probe.interval), SHORTEST)
     except ValueError:
         period = timedelta(minutes=5)
-    return min(period * (1 << min(failures, 12)), max(period, LONGEST_BACKOFF))
+    return backoff(period, failures)
 
 
 def _next_probe(seen: Seen, spec: QiskitBackendSpec) -> datetime:
@@ -168,7 +147,7 @@ def _in_the_pod(seen: Seen, spec: QiskitBackendSpec, status: QiskitBackendStatus
     return _noted(seen, _put(seen, status, "CredentialsValid", "True", "NotNeeded", text))
 
 
-def _waiting(seen: Seen, status: QiskitBackendStatus, probe: Probe) -> Decision:
+def _waiting(seen: Seen, status: QiskitBackendStatus, probe: Errand) -> Decision:
     if probe.problem:
         known = find(status.conditions, "CredentialsValid")
         value = known.status if known is not None else "Unknown"
@@ -179,7 +158,7 @@ def _waiting(seen: Seen, status: QiskitBackendStatus, probe: Probe) -> Decision:
     return attrs.evolve(decision, requeue_after=LOOK_AGAIN)
 
 
-def _read(probe: Probe) -> ProbeReport:
+def _read(probe: Errand) -> ProbeReport:
     try:
         report = from_wire(json.loads(probe.message), ProbeReport)
         if report.packed:

@@ -30,10 +30,13 @@ from qiskit_controller.api.qiskitjob import (
     AttemptStatus,
     QiskitJobStatus,
     ResultsStatus,
+    SessionStatus,
     SourceStatus,
 )
+from qiskit_controller.api.qiskitsession import QiskitSessionSpec
 from qiskit_controller.api.quantities import (
     format_duration,
+    format_microtime,
     format_money,
     format_time,
     parse_duration,
@@ -50,6 +53,7 @@ from qiskit_controller.api.run import (
     timeout_message,
 )
 from qiskit_controller.reconcilers.qiskitjob import assigning, provider
+from qiskit_controller.reconcilers.qiskitjob import session as sessions
 from qiskit_controller.reconcilers.qiskitjob.observed import (
     Observed,
     PodView,
@@ -119,6 +123,22 @@ class Assign:
 
 
 @attrs.frozen
+class CreateSession:
+    """Make the QiskitSession that the job describes."""
+
+    name: str
+    spec: QiskitSessionSpec
+
+
+@attrs.frozen
+class DeleteSession:
+    """Delete a QiskitSession of ours that has ended, to make it anew."""
+
+    name: str
+    uid: str
+
+
+@attrs.frozen
 class StopRuns:
     """Delete the Kubernetes Jobs and their pods."""
 
@@ -159,6 +179,8 @@ Action = (
     | Start
     | StartAttempt
     | Assign
+    | CreateSession
+    | DeleteSession
     | StopRuns
     | StartCancel
     | StopCancel
@@ -408,7 +430,9 @@ def _assigning(seen: Observed) -> Decision | None:
     if market is None or progress is None or seen.spec is None:
         return None
     if progress.stage == "Validated":
-        match assigning.propose(seen.spec, market, progress):
+        match sessions.propose(seen.spec, market, progress, seen.session):
+            case sessions.Wait() as wait:
+                return _wait_for_session(seen, wait)
             case Assignment() as assignment:
                 return _assign(seen, assignment)
             case assigning.Waiting(reason, message):
@@ -421,6 +445,23 @@ def _assigning(seen: Observed) -> Decision | None:
     if market.assignment is not None and not _shows(seen, market.assignment):
         return attrs.evolve(_assign(seen, market.assignment), actions=())
     return None
+
+
+def _wait_for_session(seen: Observed, wait: sessions.Wait) -> Decision:
+    assert seen.session is not None  # noqa: S101 - there is nothing else to wait for
+    old, name = find(seen.status.conditions, "SessionReady"), seen.session.name
+    status = _with_condition(seen, "SessionReady", "False", wait.reason, wait.message)
+    before = seen.status.session or SessionStatus(name=name, since=format_microtime(seen.now))
+    session = attrs.evolve(before, id=None) if wait.belongs else None
+    status = attrs.evolve(status, message=wait.message[:MAX_MESSAGE], session=session)
+    actions: list[Action] = []
+    if wait.create is not None:
+        actions.append(CreateSession(name, wait.create))
+    if wait.replace is not None:
+        actions.append(DeleteSession(name, wait.replace))
+    news = old is None or old.reason != wait.reason
+    notes = (EventNote("Normal", wait.reason, wait.message),) if news else ()
+    return Decision(status, tuple(actions), notes, requeue_after=RECHECK)
 
 
 def _over_budget(seen: Observed, reason: Reason, message: str) -> Decision:
@@ -447,7 +488,26 @@ def _assign(seen: Observed, assignment: Assignment) -> Decision:
         costs=assignment.costs,
         message=f"Waiting for {assignment.name} to execute",
     )
+    status = _in_session(seen, status, assignment)
     return Decision(status, (Assign(assignment),), tuple(notes), requeue_after=timedelta(0))
+
+
+def _in_session(seen: Observed, status: QiskitJobStatus, assignment: Assignment) -> QiskitJobStatus:
+    given = seen.spec.session if seen.spec is not None else None
+    if given is None:
+        return status
+    if assignment.session is None:
+        text = f"{assignment.name} runs in the cluster and needs no session"
+        status = _put(seen, status, "SessionReady", "False", "NotNeeded", text)
+        return attrs.evolve(status, session=None)
+    name = given.name or seen.name
+    text = f"Runs in session {name} ({assignment.session})"
+    status = _put(seen, status, "SessionReady", "True", "InSession", text)
+    before = status.session or SessionStatus(name=name)
+    entered = before.entered or format_microtime(seen.now)
+    return attrs.evolve(
+        status, session=attrs.evolve(before, id=assignment.session, entered=entered)
+    )
 
 
 def _shows(seen: Observed, assignment: Assignment) -> bool:
@@ -1112,7 +1172,7 @@ def _delete(seen: Observed) -> Decision:
 
 def _settled(seen: Observed, status: QiskitJobStatus, reason: str, text: str) -> QiskitJobStatus:
     """`status` without conditions that tell of something yet to come, for a job that ends."""
-    for type_ in ("Validated", "PodStarted"):
+    for type_ in ("Validated", "PodStarted", "SessionReady"):
         found = find(status.conditions, type_)
         if found is not None and found.status != "True":
             status = _put(seen, status, type_, "False", reason, text)

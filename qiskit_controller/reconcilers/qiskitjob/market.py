@@ -126,11 +126,13 @@ class Selecting:
         market: Market,
         assignment: Assignment,
         check: Callable[[], Awaitable[None]],
+        enter: Callable[[], Awaitable[None]],
     ) -> None:
         """Reserve for the assignment, then write it into the record.
 
         Args:
             check: raises Conflict when the QiskitJob is not what was decided on.
+            enter: takes the job's place in its session; called in between.
 
         Raises:
             OverBudget: a budget has not so much left; nothing is reserved.
@@ -144,6 +146,7 @@ class Selecting:
             since=format_time(self.ledger.clock()),
         )
         await self.ledger.reserve(plan.job.namespace, market.budgets, claim, check)
+        await enter()
         body = {
             "metadata": {"resourceVersion": market.version},
             "data": {ASSIGNMENT_KEY: json.dumps(to_wire(assignment))},

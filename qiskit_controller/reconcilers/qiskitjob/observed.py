@@ -29,6 +29,7 @@ from qiskit_controller.api.run import (
     submission_key,
 )
 from qiskit_controller.reconcilers.qiskitjob.assigning import Market
+from qiskit_controller.reconcilers.qiskitjob.session import SessionSeen
 from qiskit_controller.telemetry.trace import JobTrace
 
 log = structlog.get_logger(__name__)
@@ -186,6 +187,7 @@ class Observed:
         cancel_pods: its pods that still exist.
         selects: whether the executor waits to be told its backend.
         market: what there is to choose from, while it waits.
+        session: the session that it is to run in, while it waits.
         warnings: what in the spec has no effect.
         trace: the job's; nothing is decided by it.
     """
@@ -213,6 +215,7 @@ class Observed:
     cancel_pods: int = 0
     selects: bool = False
     market: Market | None = None
+    session: SessionSeen | None = None
     warnings: Sequence[str] = ()
     trace: JobTrace | None = None
 

@@ -84,6 +84,7 @@ from qiskit_controller.reconcilers.qiskitjob.observed import (
     view_canceller,
     view_run,
 )
+from qiskit_controller.reconcilers.qiskitjob.sessions import Sessions
 from qiskit_controller.reconcilers.qiskitjob.tracing import JobTracer, noted
 from qiskit_controller.scheduling.budgets import OverBudget
 from qiskit_controller.telemetry.trace import ANNOTATION, JobTrace, trace_of
@@ -192,6 +193,7 @@ class QiskitJobReconciler:
         on_written: told of each status that was written: the job, the old one, the new one.
         tracer: tells where a job's time went; None without a collector.
         selecting: chooses backends and keeps to budgets; without it, every job runs as it says.
+        sessions: the QiskitSessions; without them, no job runs in one.
     """
 
     client: Client
@@ -204,6 +206,7 @@ class QiskitJobReconciler:
     )
     tracer: JobTracer | None = None
     selecting: Selecting | None = None
+    sessions: Sessions | None = None
 
     async def reconcile(self, key: str) -> Result:
         """One step for the QiskitJob with that key; see :class:`Controller`."""
@@ -269,7 +272,7 @@ class QiskitJobReconciler:
         progress: Progress | None = None
         submission: Submission | None = None
         changed: list[str] = []
-        selects, market = False, None
+        selects, market, session = False, None, None
         active = status.phase not in (None, *qiskitjob.FINISHED) and not deleting
         if active:
             pinned = await self._pinned(namespace, name, uid)
@@ -303,6 +306,8 @@ class QiskitJobReconciler:
         canceller, cancel_pods = self._canceller(uid)
         if selects and pinned and progress and self.selecting and status.phase == "Scheduling":
             market = await self.selecting.market(pinned[0])
+            if self.sessions:
+                session = await self.sessions.seen(pinned[0], job, status)
         if active:
             runs = await self._explain_missing_pods(namespace, runs)
             runs = await self._explain_idle_pods(namespace, runs)
@@ -330,6 +335,7 @@ class QiskitJobReconciler:
             cancel_pods=cancel_pods,
             selects=selects,
             market=market,
+            session=session,
             warnings=judged.warnings,
             trace=self._trace(job),
         )
@@ -547,6 +553,8 @@ class QiskitJobReconciler:
                 await self._restart(seen, number)
             case decisions.Assign(assignment):
                 await self._assign(job, seen, assignment)
+            case decisions.CreateSession() | decisions.DeleteSession():
+                await self._change_session(action, seen)
             case decisions.StopRuns(job_names):
                 for each in job_names:
                     await self._delete(JOBS, each, namespace, seen.uid, "Foreground")
@@ -586,7 +594,25 @@ class QiskitJobReconciler:
         async def check() -> None:
             await self._check_current(job)
 
-        await self.selecting.assign(pinned[0], seen.market, assignment, check)
+        async def enter() -> None:
+            if assignment.session is not None and self.sessions is not None:
+                await self.sessions.enter(pinned[0], assignment.session)
+
+        await self.selecting.assign(pinned[0], seen.market, assignment, check, enter)
+
+    async def _change_session(
+        self, action: decisions.CreateSession | decisions.DeleteSession, seen: Observed
+    ) -> None:
+        if self.sessions is None:
+            raise ValueError("nothing waits for a session where there are none")
+        match action:
+            case decisions.CreateSession(name, spec):
+                try:
+                    await self.sessions.create(seen.namespace, name, spec, seen.name)
+                except Invalid as error:
+                    raise _Refused(Reason.INVALID_SPEC, error.message) from None
+            case decisions.DeleteSession(name, uid):
+                await self.sessions.delete(seen.namespace, name, uid)
 
     async def _release(self, seen: Observed) -> None:
         """Charge the budgets for a job that goes away, before nobody knows of it any more."""

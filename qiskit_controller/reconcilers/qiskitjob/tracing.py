@@ -13,6 +13,7 @@
     |  |- container start              between two stages
     |  '- outcome                      the kubelet tells, the controller decides
     |- retry back-off
+    |- wait for session               until it is the job's turn
     '- reconcile                       one that wrote something
        '- create jobs, update qiskitjobs ...
 
@@ -127,6 +128,11 @@ class _Telling:
         if not changes:
             return
         yield from self._phases(changes)
+        session = self.status.session
+        if session is not None and session.since and session.entered:
+            waited = parse_time(session.since), parse_time(session.entered)
+            about = {"quantum.session": session.name}
+            yield self._span("wait for session", ("session", session.name), *waited, about)
         before = changes[0][1]
         for number, attempt in enumerate(self.status.attempts):
             following = self.status.attempts[number + 1 : number + 2]

@@ -19,6 +19,7 @@ from qiskit_controller.reconcilers.qiskitbackend.reconciler import QISKITBACKEND
 from qiskit_controller.reconcilers.qiskitbudget.ledger import QISKITBUDGETS
 from qiskit_controller.reconcilers.qiskitjob import decision
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
+from qiskit_controller.reconcilers.qiskitjob.sessions import QISKITSESSIONS
 from tests.kinds import CRDS, PRIORITY_CLASSES
 
 from .cluster import Cluster, Replica, Watcher
@@ -48,7 +49,7 @@ async def installed(client: Client) -> Client:
         await _ensure(client, PRIORITY_CLASSES, each)
     for _ in range(200):  # A few tries is what it takes.
         try:
-            for each in (QISKITJOBS, QISKITBACKENDS, QISKITBUDGETS):
+            for each in (QISKITJOBS, QISKITBACKENDS, QISKITBUDGETS, QISKITSESSIONS):
                 await client.list(each, limit=1)
             break
         except ApiError:

@@ -27,6 +27,7 @@ from qiskit_controller.api.run import (
 )
 from qiskit_controller.kube.client import CONFIGMAPS, Client, Conflict, NotFound
 from qiskit_controller.kube.controller import Controller, Result
+from qiskit_controller.kube.informer import Informer
 from qiskit_controller.kube.queue import WorkQueue
 from qiskit_controller.kube.ratelimit import ItemExponentialBackoff
 from qiskit_controller.reconcilers.qiskitbackend.reconciler import (
@@ -79,7 +80,7 @@ class MoneyReplica(Replica):
         super().__init__(client, namespace, faults=faults, workers=workers)
         used: Client = faults or client  # type: ignore[assignment]
         self.alerts: list[Alert] = []
-        self.informers = (budgets_informer(client), backends_informer(client))
+        self.informers: tuple[Informer, ...] = (budgets_informer(client), backends_informer(client))
         ledger = Ledger(used, self.informers[0], clock=clock)
         self.reconciler.selecting = Selecting(used, self.informers[1], ledger, Tariff(shipped()))
         self.reconciler.clock = clock
@@ -117,15 +118,16 @@ class MoneyReplica(Replica):
     async def __aenter__(self) -> Self:
         assert self.reconciler.selecting is not None
         self.reconciler.selecting.feed(self.queue, self.caches.jobs)
-        for each, queue in zip((self.budgets, self.backends), self._queues, strict=True):
+        for each, queue in zip((self.budgets, self.backends), self._queues[:2], strict=True):
             each.feed(queue)
         for informer in self.informers:
             self._tasks.start(informer.run())
         for informer in self.informers:
             await informer.wait_synced(60)
+        await super().__aenter__()
+        # As the manager does: nobody works before every cache is filled.
         for each in self._others:
             self._tasks.start(each.run())
-        await super().__aenter__()
         return self
 
 

@@ -12,12 +12,21 @@ from qiskit_controller.api import crd
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.qiskitbackend import QiskitBackend
 from qiskit_controller.api.qiskitbudget import QiskitBudget
+from qiskit_controller.api.qiskitsession import QiskitSession
 
 from .test_crd import FORBIDDEN, nodes
 
 REPOSITORY = Path(__file__).parents[3]
-MADE = {"QiskitBackend": crd.qiskitbackend_crd(), "QiskitBudget": crd.qiskitbudget_crd()}
-TYPES: dict[str, type] = {"QiskitBackend": QiskitBackend, "QiskitBudget": QiskitBudget}
+MADE = {
+    "QiskitBackend": crd.qiskitbackend_crd(),
+    "QiskitBudget": crd.qiskitbudget_crd(),
+    "QiskitSession": crd.qiskitsession_crd(),
+}
+TYPES: dict[str, type] = {
+    "QiskitBackend": QiskitBackend,
+    "QiskitBudget": QiskitBudget,
+    "QiskitSession": QiskitSession,
+}
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -67,12 +76,18 @@ def test_a_budget_is_shown_at_a_glance() -> None:
     assert shown == ["Period", "Limit", "Spent", "Reserved", "Remaining", "Age"]
 
 
+def test_a_session_is_shown_at_a_glance() -> None:
+    (version,) = MADE["QiskitSession"]["spec"]["versions"]
+    shown = [each["name"] for each in version["additionalPrinterColumns"] if "priority" not in each]
+    assert shown == ["Phase", "Mode", "Device", "Running", "Waiting", "Expires", "Age"]
+
+
 def test_short_names_differ() -> None:
     every = [make()["spec"]["names"]["shortNames"][0] for make in crd.CRDS]
     assert len(set(every)) == len(every)
 
 
-@pytest.mark.parametrize("file", ["qiskitbackend.yaml", "qiskitbudget.yaml"])
+@pytest.mark.parametrize("file", ["qiskitbackend.yaml", "qiskitbudget.yaml", "qiskitsession.yaml"])
 def test_the_samples_can_be_read_and_say_nothing_else(file: str) -> None:
     text = (REPOSITORY / "manifests" / "samples" / file).read_text()
     for wire in yaml.safe_load_all(text):
@@ -89,7 +104,8 @@ def test_every_crd_is_installed() -> None:
 
 
 def test_who_may_do_what() -> None:
-    """Editors of a namespace cannot raise a budget; the controller changes no spec."""
+    """Editors of a namespace cannot raise a budget, but open sessions, as they run jobs; the
+    controller changes no spec."""
     rules: dict[str, dict[str, set[str]]] = {}
     for file in ("users.yaml", "controller.yaml"):
         for each in yaml.safe_load_all((REPOSITORY / "manifests" / "rbac" / file).read_text()):
@@ -106,3 +122,7 @@ def test_who_may_do_what() -> None:
     for resource in ("qiskitbudgets", "qiskitbackends"):
         assert rules["qiskit-controller"][resource] == read
         assert rules["qiskit-controller"][f"{resource}/status"] == {"update"}
+    assert {"create", "delete"} <= rules["qiskit-jobs-edit"]["qiskitsessions"]
+    assert rules["qiskit-jobs-view"]["qiskitsessions"] == read
+    assert rules["qiskit-controller"]["qiskitsessions"] == read | {"create", "patch", "delete"}
+    assert rules["qiskit-controller"]["qiskitsessions/status"] == {"update"}

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.fields import Rule, describe, rules_of
 from qiskit_controller.api.qiskitjob import QiskitJob, QiskitJobSpec
+from qiskit_controller.api.qiskitsession import FIXED, OPEN, QiskitSession, QiskitSessionSpec
 from qiskit_controller.api.schema import object_schema
 from qiskit_controller.reconcilers.qiskitjob.reconciler import _changes
+from qiskit_controller.reconcilers.qiskitsession.decision import changed_fields
 
 from . import wire
 
@@ -156,3 +158,61 @@ def test_cancel_and_ttl_may_always_change(spec: wire.Wire, cancel: bool, ttl: in
 def test_the_controllers_own_status_writes_pass(spec: wire.Wire) -> None:
     old = {"spec": spec, "status": {"phase": "Running"}}
     assert broken(old, {"spec": spec, "status": {"phase": "Completed"}}) == set()
+
+
+# --- the same for a session -------------------------------------------------------------------
+
+SESSION_TRANSITIONS = rules_of(QiskitSession)
+_SESSION = object_schema(QiskitSessionSpec)
+_session = wire.values(_SESSION).map(
+    lambda spec: to_wire(from_wire(wire.omit_empty(spec), QiskitSessionSpec))
+)
+
+
+def broken_of_session(old: wire.Wire, new: wire.Wire) -> list[str]:
+    return [
+        rule.message.partition(":")[0]
+        for rule in SESSION_TRANSITIONS
+        if not evaluate(rule.cel, self=new, oldSelf=old)
+    ]
+
+
+def test_of_an_open_session_cel_refuses_what_the_controller_would_ignore() -> None:
+    seen: set[str] = set()
+
+    @settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(_session, _session, st.sampled_from(sorted(OPEN)))
+    def agree(before: wire.Wire, after: wire.Wire, phase: str) -> None:
+        old = {"spec": before, "status": {"phase": phase}}
+        refused = broken_of_session(old, {"spec": after, "status": {"phase": phase}})
+        opened_with = from_wire(before, QiskitSessionSpec)
+        assert refused == changed_fields(opened_with, from_wire(after, QiskitSessionSpec))
+        seen.update(refused)
+
+    agree()
+    assert seen == {f"spec.{each}" for each in FIXED}
+
+
+@settings(max_examples=25)
+@given(
+    _session,
+    _session,
+    st.sampled_from(
+        [{}, {"status": {}}, *({"status": {"phase": p}} for p in ("Pending", "Closed"))]
+    ),
+)
+def test_a_session_that_is_not_open_may_change(
+    before: wire.Wire, after: wire.Wire, status: wire.Wire
+) -> None:
+    assert broken_of_session({"spec": before} | status, {"spec": after} | status) == []
+
+
+@settings(max_examples=25)
+@given(_session, st.integers(0, 1000))
+def test_how_long_it_stays_may_always_change(spec: wire.Wire, ttl: int) -> None:
+    old = {"spec": spec, "status": {"phase": "Active"}}
+    new = {
+        "spec": spec | {"ttl": "1h", "ttlSecondsAfterFinished": ttl},
+        "status": {"phase": "Active"},
+    }
+    assert broken_of_session(old, new) == []

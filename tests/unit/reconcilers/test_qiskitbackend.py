@@ -18,10 +18,10 @@ from qiskit_controller.api.qiskitbackend import (
 )
 from qiskit_controller.api.quantities import format_time
 from qiskit_controller.api.run import ProbeReport, Reason
+from qiskit_controller.reconcilers.errands import Errand
 from qiskit_controller.reconcilers.qiskitbackend import manifests
 from qiskit_controller.reconcilers.qiskitbackend.decision import (
     Decision,
-    Probe,
     Seen,
     decide,
     interval,
@@ -55,7 +55,7 @@ def seen(**more: Any) -> Seen:
 
 def probed(report: ProbeReport | str, **more: Any) -> Seen:
     message = report if isinstance(report, str) else encode_probe(report)
-    probe = Probe(uid="p1", created=NOW - timedelta(seconds=20), over=True, message=message)
+    probe = Errand(uid="p1", created=NOW - timedelta(seconds=20), over=True, message=message)
     return seen(probe=attrs.evolve(probe, **more.pop("of", {})), **more)
 
 
@@ -153,7 +153,7 @@ def test_a_probe_that_left_nonsense_has_failed(message: str) -> None:
 
 
 def test_what_keeps_a_probe_from_starting_is_said() -> None:
-    probe = Probe(uid="p1", created=NOW, problem='secret "ibm" not found')
+    probe = Errand(uid="p1", created=NOW, problem='secret "ibm" not found')
     made = decide(seen(probe=probe))
     assert told(made, "CredentialsValid").message == 'secret "ibm" not found'
     assert [each.reason for each in made.notes] == ["ProbeWaiting", "ProbeWaiting"]

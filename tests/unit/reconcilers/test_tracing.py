@@ -18,6 +18,7 @@ from qiskit_controller.api.qiskitjob import (
     AttemptStatus,
     PhaseChange,
     QiskitJobStatus,
+    SessionStatus,
 )
 from qiskit_controller.api.quantities import format_microtime, format_time, parse_time
 from qiskit_controller.api.run import Reason, Report, SourceReport
@@ -216,6 +217,18 @@ def test_retries_are_siblings_with_their_errors() -> None:
         *(("phase Pending", None), ("phase Validating", None), ("phase Running", "PodLost")),
         *(("phase Pending", None), ("phase Validating", "OutOfMemory")),
     ]
+
+
+def test_the_wait_for_a_session_is_told_when_it_is_over() -> None:
+    status, runs = bell()
+    waiting = attrs.evolve(status, session=SessionStatus(name="vqe", since=precise(5.01)))
+    assert "wait for session" not in {each.name for each in spans_of(JOB, TRACE, waiting, runs)}
+    session = SessionStatus(name="vqe", id="s-1", since=precise(5.01), entered=precise(5.15))
+    spans = spans_of(JOB, TRACE, attrs.evolve(status, session=session), runs)
+    check_tree(spans)
+    span = by_name(spans)["wait for session"]
+    assert (span.parent, span.start, span.end) == (TRACE.root, at(5.01), at(5.15))
+    assert span.attributes["quantum.session"] == "vqe"
 
 
 def test_an_attempt_that_only_stores_follows_in_the_same_phase() -> None:

@@ -27,6 +27,7 @@ from qiskit_controller.telemetry.metrics import (
     ReconcileFamilies,
     ReconcileMetrics,
     RequestMetrics,
+    SessionsByPhase,
     WatchMetrics,
 )
 
@@ -115,6 +116,15 @@ def test_jobs_by_phase_are_counted_when_asked(registry: CollectorRegistry) -> No
     assert value("qiskit_jobs", LOCAL | {"phase": "Running"}) is None
 
 
+def test_sessions_are_counted_by_phase(registry: CollectorRegistry) -> None:
+    sessions = [{"status": {"phase": "Active"}}, {"status": {"phase": "Active"}}, {}]
+    registry.register(SessionsByPhase(lambda: sessions))
+    value = registry.get_sample_value
+    assert value("qiskit_sessions", {"phase": "Active"}) == 2
+    assert value("qiskit_sessions", {"phase": "Pending"}) == 1
+    assert value("qiskit_sessions", {"phase": "Closed"}) == 0
+
+
 def everything(registry: CollectorRegistry) -> None:
     """Every metric there is, with something in each."""
     history = tuple(
@@ -131,6 +141,7 @@ def everything(registry: CollectorRegistry) -> None:
     watches.event(0.5)
     watches.watch_ended(0.1, 0)
     registry.register(JobsByPhase(lambda: [JOB]))
+    registry.register(SessionsByPhase(lambda: [{}]))
     queue = QueueMetrics(registry, "qiskitjob")
     queue.depth(3)
     queue.added()
