@@ -217,8 +217,9 @@ def test_five_jobs_run_in_one_session_by_priority(sessions: Lab) -> None:
     sessions.ibm.set(held=True)
     kubectl.apply(by_hand())
     kubectl("wait", "--for=condition=Ready", "qiskitsession/shared-device", "--timeout=120s")
-    kubectl.apply(in_session("first"))
-    sessions.in_queue("first")
+    for name in ("first", "second"):
+        kubectl.apply(in_session(name))
+        sessions.in_queue(name)
     priorities = {"a": "low", "b": "normal", "c": "urgent", "d": "high", "e": "normal"}
     for name, priority in priorities.items():
         given = {"shots": 10, "optimizationLevel": 0, "priority": priority}
@@ -227,7 +228,7 @@ def test_five_jobs_run_in_one_session_by_priority(sessions: Lab) -> None:
 
     def all_wait() -> bool:
         jobs = session_of(kubectl)["status"]["jobs"]
-        return (jobs["waiting"], jobs["running"]) == (5, 1)
+        return (jobs["waiting"], jobs["running"]) == (5, 2)
 
     eventually(all_wait, "five wait for their turn")
     waiting = condition_of(sessions.job("a"), "SessionReady")
@@ -239,13 +240,13 @@ def test_five_jobs_run_in_one_session_by_priority(sessions: Lab) -> None:
     assert {phase(each) for each in jobs.values()} == {"Completed"}
     order = {tag: n for n, each in enumerate(sessions.ibm.ledger) for tag in each["tags"]}
     entered = sorted(jobs, key=lambda name: order[f"{jobs[name]['metadata']['uid']}-1"])
-    assert entered == ["first", "c", "d", "b", "e", "a"]
+    assert entered == ["first", "second", "c", "d", "b", "e", "a"]
     sold = [sessions.sold(each) for each in jobs.values()]
     assert {len(each) for each in sold} == {1}
     (session_id,) = {each["session"] for (each,) in sold}
     status = session_of(kubectl)["status"]
     assert (status["sessionId"], status["openings"]) == (session_id, 1)
-    eventually(lambda: session_of(kubectl)["status"]["jobs"]["finished"] == 6, "all have left")
+    eventually(lambda: session_of(kubectl)["status"]["jobs"]["finished"] == 7, "all have left")
 
 
 @pytest.mark.extended
@@ -255,8 +256,9 @@ def test_one_that_expires_while_jobs_wait(sessions: Lab) -> None:
     kubectl.apply(by_hand(maxTime=75), in_session("first"))
     wait_phase(kubectl, "first", "Completed")
     sessions.ibm.set(held=True)
-    kubectl.apply(in_session("inside"))
-    sessions.in_queue("inside")
+    for name in ("inside", "behind"):
+        kubectl.apply(in_session(name))
+        sessions.in_queue(name)
     kubectl.apply(in_session("outside"))
 
     def waits() -> bool:
@@ -265,14 +267,15 @@ def test_one_that_expires_while_jobs_wait(sessions: Lab) -> None:
 
     eventually(waits, "one waits for its turn")
     session_id = session_of(kubectl)["status"]["sessionId"]
-    for name in ("inside", "outside"):
+    for name in ("inside", "behind", "outside"):
         job = wait_phase(kubectl, name, "Failed")
         failed = condition_of(job, "Failed")
         assert failed is not None
         assert failed["reason"] == "SessionClosed"
         assert session_id in failed["message"]
     assert "reached its maxTime of 75 s at " in failed["message"]
-    assert len(sessions.sold(sessions.job("inside"))) == 1
+    for name in ("inside", "behind"):
+        assert len(sessions.sold(sessions.job(name))) == 1
     assert not sessions.sold(sessions.job("outside"))
     closed = wait_session(kubectl, "Closed")
     assert condition(closed, "Ready") == "False"

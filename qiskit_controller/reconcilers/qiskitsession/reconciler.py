@@ -293,6 +293,7 @@ def view_job(job: Object, session: str) -> JobSeen:
         priority=priority,
         waiting=wanted and not inside and status.phase == "Scheduling" and not deleting,
         running=status.phase == "Running",
+        submitted=status.provider is not None and status.provider.job_id is not None,
         over=over,
         elsewhere=not wanted,
         turned_away=parse_time(ended) if away and inside and ended else None,

@@ -4,6 +4,9 @@ The QiskitSession's status names the QiskitJobs whose turn it is, and is written
 that was read; so two jobs never both see the same place free. A job that is named enters by
 marking its own entry, before it is told to run. From then on it keeps its place, whatever becomes
 of its pods, until it ends; one that has not entered loses it when it does not wait any more.
+
+The next one's turn comes when all before it are in the provider's queue, so that they get there in
+order.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import attrs
 from qiskit_controller.api.qiskitjob import Priority, SessionMode
 from qiskit_controller.api.qiskitsession import SessionMember
 
-# QiskitJobs that are in a session at a time. A dedicated one has the device for itself, so its
-# jobs run one after another at IBM as well; of a shared one, IBM schedules them.
-PLACES: Mapping[SessionMode, int] = {"dedicated": 1, "shared": 5}
+# QiskitJobs that are in a session at a time. The jobs of a dedicated one run one after another at
+# IBM as well, and its time is billed between them too: so there is always one in the queue. Those
+# of a shared one IBM schedules.
+PLACES: Mapping[SessionMode, int] = {"dedicated": 2, "shared": 5}
 _RANKS: Mapping[Priority, int] = {"urgent": 0, "high": 1, "normal": 2, "low": 3}
 
 
@@ -29,6 +33,7 @@ class JobSeen:
     Attributes:
         waiting: its circuit is valid, and it waits for its turn.
         running: its circuit is being executed.
+        submitted: the provider has its job.
         over: it has ended, or is gone.
         elsewhere: it runs in another place, so it needs this one no more.
         turned_away: when it ended because the session took it no more.
@@ -40,6 +45,7 @@ class JobSeen:
     priority: Priority = "normal"
     waiting: bool = False
     running: bool = False
+    submitted: bool = False
     over: bool = False
     elsewhere: bool = False
     turned_away: datetime | None = None
@@ -82,7 +88,8 @@ def next_turns(
             members.append(member)
     inside = {each.uid for each in members}
     waiting = sorted((j for j in by_uid.values() if j.waiting and j.uid not in inside), key=order)
-    free = max(0, PLACES[mode] - len(members)) if admits else 0
+    in_order = all(by_uid[each.uid].submitted for each in members)
+    free = 1 if admits and in_order and len(members) < PLACES[mode] else 0
     admitted = waiting[:free]
     members += [SessionMember(name=each.name, uid=each.uid) for each in admitted]
     return Turns(

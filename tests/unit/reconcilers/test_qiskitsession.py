@@ -418,6 +418,7 @@ _jobs = st.lists(
         waiting=st.booleans(),
         over=st.booleans(),
         elsewhere=st.booleans(),
+        submitted=st.booleans(),
     ).map(lambda each: attrs.evolve(each, uid=f"uid-{each.name}")),
     unique_by=lambda each: each.uid,
 )
@@ -443,12 +444,30 @@ def test_there_are_never_more_in_it_than_it_has_places(
         assert admits or not new
         if new and made.waiting:
             assert max(map(order, new)) <= min(map(order, made.waiting))
-        if admits and made.waiting:
-            assert len(made.members) == PLACES[mode], "a place stays free while somebody waits"
+        before = [each for each in made.members if each.name not in made.admitted]
+        in_order = all(by_uid[each.uid].submitted for each in before)
+        assert len(new) <= (in_order and len(before) < PLACES[mode]), "who waits may be overtaken"
+        if admits and made.waiting and in_order and not new:
+            assert len(before) == PLACES[mode], "a place stays free while somebody waits"
         members = tuple(
             attrs.evolve(each, entered=each.entered or data.draw(st.booleans()))
             for each in made.members
         )
+
+
+def test_one_runs_and_one_is_in_the_queue_of_a_dedicated_session() -> None:
+    jobs = [job("a", submitted=True, waiting=False), job("b"), job("c", age=30)]
+    inside = (SessionMember(name="a", uid="uid-a", entered=True),)
+    made = next_turns(inside, jobs, "dedicated", admits=True)
+    assert made.admitted == ("b",)
+    assert [each.name for each in made.waiting] == ["c"]
+    # Nobody else until it is in the queue, and then there is no place.
+    again = next_turns(made.members, jobs, "shared", admits=True)
+    assert again.admitted == ()
+    jobs[1] = job("b", submitted=True, waiting=False)
+    entered = tuple(attrs.evolve(each, entered=True) for each in made.members)
+    assert next_turns(entered, jobs, "dedicated", admits=True).admitted == ()
+    assert next_turns(entered, jobs, "shared", admits=True).admitted == ("c",)
 
 
 @given(st.permutations([(p, age) for p in PRIORITIES for age in (9, 3, 1)]))
