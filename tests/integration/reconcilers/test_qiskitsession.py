@@ -13,8 +13,16 @@ import pytest
 from qiskit_controller.api import names
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.quantities import format_time
-from qiskit_controller.api.run import ProbeReport, Reason, SessionReport, SessionRequest
+from qiskit_controller.api.run import (
+    ProbeReport,
+    Reason,
+    SessionReport,
+    SessionRequest,
+    Submission,
+    submission_key,
+)
 from qiskit_controller.kube.client import EVENTS, JOBS, Client, NotFound
+from qiskit_controller.kube.resources import CONFIGMAPS
 from qiskit_controller.reconcilers.qiskitbackend.reconciler import QISKITBACKENDS
 from qiskit_controller.reconcilers.qiskitjob.manifests import Settings
 from qiskit_controller.reconcilers.qiskitjob.reconciler import QISKITJOBS
@@ -86,6 +94,7 @@ class Provider:
         gate: while it is clear, jobs that execute go on doing so.
         report: what is said of a session beside its id, when it is looked at.
         refusal: why none can be opened.
+        tells: whether jobs tell that IBM has them, as they do while they are in its queue.
     """
 
     opened: list[str] = attrs.field(factory=list)
@@ -95,6 +104,7 @@ class Provider:
     gate: asyncio.Event = attrs.field(factory=asyncio.Event)
     report: dict[str, Any] = attrs.field(factory=dict)
     refusal: SessionReport | None = None
+    tells: bool = False
     _inside: set[str] = attrs.field(factory=set)
 
     async def asked(self, pod: Pod) -> None:
@@ -142,6 +152,10 @@ class Provider:
     async def run(self, pod: Pod) -> None:
         """The pod of a job."""
         chosen = await assigned(pod)
+        if self.tells:
+            sold = Submission(ticket=1, attempt=1, id=f"at-ibm-{pod.owner}", state="Queued")
+            body = {"data": {submission_key(1): json.dumps(to_wire(sold))}}
+            await pod.client.patch(CONFIGMAPS, names.record_name(pod.owner), pod.namespace, body)
         self.ran.append((pod.owner, chosen.session))
         self._inside.add(pod.owner)
         self.most = max(self.most, len(self._inside))
@@ -298,25 +312,28 @@ async def test_jobs_go_in_one_by_one_in_order_of_priority(
     assert provider.opened == ["s-1"]
 
 
-async def test_a_shared_one_takes_five_at_a_time(
-    cluster: Cluster, provider: Provider, watcher: Watcher
+@pytest.mark.parametrize(("mode", "places"), [("dedicated", 2), ("shared", 5)])
+async def test_the_next_goes_in_when_ibm_has_those_before_it(
+    cluster: Cluster, provider: Provider, watcher: Watcher, mode: str, places: int
 ) -> None:
     client, namespace = cluster.client, cluster.namespace
     provider.gate.clear()
+    provider.tells = True
     async with SessionReplica(client, namespace):
-        await client.create(QISKITSESSIONS, session(mode="shared"), namespace)
+        await client.create(QISKITSESSIONS, session(mode=mode), namespace)
         for number in range(7):
             await client.create(QISKITJOBS, job(f"j{number}"), namespace)
-        await session_until(cluster, "it is full", jobs={"waiting": 2, "running": 5, "finished": 0})
+        full = {"waiting": 7 - places, "running": places, "finished": 0}
+        await session_until(cluster, "it is full", jobs=full)
 
-        async def five() -> bool:
-            return provider.most == 5
+        async def all_are_there() -> bool:
+            return provider.most == places
 
-        await eventually(five, "five execute")
+        await eventually(all_are_there, "IBM has them")
         provider.gate.set()
         for number in range(7):
             assert phase_of(await watcher.finished(f"j{number}")) == "Completed"
-    assert provider.most == 5
+    assert provider.most == places
 
 
 async def test_one_that_expires_while_jobs_wait(
@@ -439,7 +456,14 @@ async def test_a_job_that_is_cancelled_or_deleted_gives_up_its_place(
         assert phase_of(await watcher.finished("c")) == "Completed"
 
 
-@pytest.mark.parametrize("at", range(1, 62, 4))
+# Each takes three seconds, so every second one is left to the longer tests.
+@pytest.mark.parametrize(
+    "at",
+    [
+        *range(1, 62, 8),
+        *(pytest.param(n, marks=pytest.mark.extended) for n in range(5, 62, 8)),
+    ],
+)
 async def test_a_crash_after_any_write_opens_it_once(
     cluster: Cluster, provider: Provider, watcher: Watcher, at: int
 ) -> None:
