@@ -427,14 +427,16 @@ def wait_phase(kubectl: Kubectl, name: str, wanted: str, seconds: float = PATIEN
     return eventually(look, f"QiskitJob {name!r} is {wanted}", seconds=seconds)
 
 
-def wait_finished(kubectl: Kubectl, seconds: float = PATIENCE) -> dict[str, Object]:
+def wait_finished(
+    kubectl: Kubectl, seconds: float = PATIENCE, every: float = 1.0
+) -> dict[str, Object]:
     """Wait until all QiskitJobs of the namespace have finished, and return them by name."""
 
     def look() -> dict[str, Object] | None:
         jobs = {job["metadata"]["name"]: job for job in kubectl.list("qiskitjobs")}
         return jobs if all(phase(job) in FINISHED for job in jobs.values()) else None
 
-    return eventually(look, "all QiskitJobs have finished", seconds=seconds, every=1.0)
+    return eventually(look, "all QiskitJobs have finished", seconds=seconds, every=every)
 
 
 def counts_of(kubectl: Kubectl, results: str) -> dict[str, int]:
