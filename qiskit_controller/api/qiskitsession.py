@@ -18,7 +18,7 @@ PLURAL = "qiskitsessions"
 SessionPhase = Literal["Pending", "Opening", "Active", "Draining", "Closed", "Failed"]
 # While there is a session at the provider, or may be one.
 OPEN: frozenset[SessionPhase] = frozenset({"Opening", "Active", "Draining"})
-# What is fixed then.
+# What is fixed while it takes jobs, or its last ones run. Before, a mistake may still be mended.
 FIXED = ("backend", "maxTime", "mode", "credentials")
 # Why it takes no more jobs: reasons of the condition Ready. After the first, it opens again.
 IDLE = "Idle"
@@ -162,7 +162,7 @@ class QiskitSession:
         *(
             Rule(
                 "!has(oldSelf.status) || !has(oldSelf.status.phase) || "
-                "!(oldSelf.status.phase in ['Opening', 'Active', 'Draining']) || "
+                "!(oldSelf.status.phase in ['Active', 'Draining']) || "
                 f"(has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
                 f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
                 lambda _self: True,  # the reconciler compares with what it was opened with

@@ -32,7 +32,6 @@ from qiskit_controller.api.qiskitsession import (
     EXPIRED,
     FIXED,
     IDLE,
-    OPEN,
     QiskitSessionSpec,
     QiskitSessionStatus,
     SessionJobs,
@@ -151,12 +150,21 @@ def decide(seen: Seen) -> Decision:
     return attrs.evolve(
         decision,
         start=start,
+        delete_errand=errand is not None
+        and not errand.deleting
         # What was counted goes, also when that was done before.
-        delete_errand=errand is not None and errand.uid == status.job_uid and not errand.deleting,
+        and (errand.uid == status.job_uid or _is_outdated(errand, seen.spec, status)),
         delete=_is_to_go(seen, seen.spec, status, turns),
         notes=(*decision.notes, *entered),
         requeue_after=_requeue(seen, seen.spec, status, turns, start),
     )
+
+
+def _is_outdated(errand: Errand, spec: QiskitSessionSpec, status: QiskitSessionStatus) -> bool:
+    """Whether it cannot begin to open the session, and the spec has been mended meanwhile."""
+    if errand.action != "open" or errand.begun or not errand.problem or errand.over:
+        return False
+    return status.opened_with is not None and bool(changed_fields(status.opened_with, spec))
 
 
 def request(name: str, status: QiskitSessionStatus, action: SessionAction) -> SessionRequest:
@@ -396,7 +404,8 @@ def _with_spec_note(
     seen: Seen, spec: QiskitSessionSpec, status: QiskitSessionStatus
 ) -> QiskitSessionStatus:
     opened = status.opened_with
-    changed = changed_fields(opened, spec) if opened and status.phase in OPEN else []
+    fixed = status.phase in ("Active", "Draining")
+    changed = changed_fields(opened, spec) if opened and fixed else []
     if changed:
         text = (
             f"{', '.join(changed)} changed while the session is open; the change is ignored until "

@@ -377,6 +377,25 @@ def test_a_change_while_it_is_open_is_ignored_and_said() -> None:
     assert told(same, "SpecChangeIgnored").status == "False"
 
 
+def test_a_mistake_that_keeps_it_from_opening_can_be_mended() -> None:
+    opening = decide(seen()).status
+    problem = 'secret "ibm-kez" not found'
+    hangs = errand("open", None, begun=False, problem=problem)
+    waiting = decide(seen(opening, errand=hangs))
+    assert (told(waiting).reason, told(waiting).message) == ("WaitingForPod", problem)
+    assert not waiting.delete_errand
+    mended = spec(credentials={"secretRef": {"name": "ibm-key-2"}})
+    made = decide(seen(waiting.status, spec=mended, errand=hangs, generation=2))
+    assert made.delete_errand
+    assert find(made.status.conditions, "SpecChangeIgnored") is None
+    again = decide(seen(made.status, spec=mended, generation=2))
+    assert again.start == "open"
+    assert again.status.opened_with == mended
+    # What has begun may have opened it, so its answer counts.
+    begun = errand("open", None, problem=problem)
+    assert not decide(seen(made.status, spec=mended, errand=begun, generation=2)).delete_errand
+
+
 def test_a_spec_that_cannot_be_read() -> None:
     made = decide(seen(spec=None, problem="spec.ttl: 5 parsecs"))
     assert (made.start, told(made).message) == (None, "spec.ttl: 5 parsecs")
