@@ -18,7 +18,8 @@ PLURAL = "qiskitsessions"
 SessionPhase = Literal["Pending", "Opening", "Active", "Draining", "Closed", "Failed"]
 # While there is a session at the provider, or may be one.
 OPEN: frozenset[SessionPhase] = frozenset({"Opening", "Active", "Draining"})
-# What is fixed while it takes jobs, or its last ones run. Before, a mistake may still be mended.
+# While it takes jobs, or its last ones run, this is fixed. Before, a mistake may still be mended.
+FIXED_IN: frozenset[SessionPhase] = frozenset({"Active", "Draining"})
 FIXED = ("backend", "maxTime", "mode", "credentials")
 # Why it takes no more jobs: reasons of the condition Ready. After the first, it opens again.
 IDLE = "Idle"

@@ -31,6 +31,7 @@ from qiskit_controller.api.qiskitsession import (
     DELETED,
     EXPIRED,
     FIXED,
+    FIXED_IN,
     IDLE,
     QiskitSessionSpec,
     QiskitSessionStatus,
@@ -404,8 +405,7 @@ def _with_spec_note(
     seen: Seen, spec: QiskitSessionSpec, status: QiskitSessionStatus
 ) -> QiskitSessionStatus:
     opened = status.opened_with
-    fixed = status.phase in ("Active", "Draining")
-    changed = changed_fields(opened, spec) if opened and fixed else []
+    changed = changed_fields(opened, spec) if opened and status.phase in FIXED_IN else []
     if changed:
         text = (
             f"{', '.join(changed)} changed while the session is open; the change is ignored until "

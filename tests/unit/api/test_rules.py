@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qiskit_controller.api.codec import from_wire, to_wire
 from qiskit_controller.api.fields import Rule, describe, rules_of
 from qiskit_controller.api.qiskitjob import QiskitJob, QiskitJobSpec
-from qiskit_controller.api.qiskitsession import FIXED, OPEN, QiskitSession, QiskitSessionSpec
+from qiskit_controller.api.qiskitsession import FIXED, FIXED_IN, QiskitSession, QiskitSessionSpec
 from qiskit_controller.api.schema import object_schema
 from qiskit_controller.reconcilers.qiskitjob.reconciler import _changes
 from qiskit_controller.reconcilers.qiskitsession.decision import changed_fields
@@ -181,7 +181,7 @@ def test_of_an_open_session_cel_refuses_what_the_controller_would_ignore() -> No
     seen: set[str] = set()
 
     @settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(_session, _session, st.sampled_from(sorted(OPEN)))
+    @given(_session, _session, st.sampled_from(sorted(FIXED_IN)))
     def agree(before: wire.Wire, after: wire.Wire, phase: str) -> None:
         old = {"spec": before, "status": {"phase": phase}}
         refused = broken_of_session(old, {"spec": after, "status": {"phase": phase}})
@@ -198,7 +198,7 @@ def test_of_an_open_session_cel_refuses_what_the_controller_would_ignore() -> No
     _session,
     _session,
     st.sampled_from(
-        [{}, {"status": {}}, *({"status": {"phase": p}} for p in ("Pending", "Closed"))]
+        [{}, {"status": {}}, *({"status": {"phase": p}} for p in ("Pending", "Opening", "Closed"))]
     ),
 )
 def test_a_session_that_is_not_open_may_change(
